@@ -1,0 +1,34 @@
+"""D2LS for remote sensing images: from a scene to a georeferenced class map.
+
+`load_model(name)` gives a segmenter, `predict_raster(model, scene)` writes a map. Importing this package loads neither
+torch nor GDAL; they come with the first of these names that is used.
+"""
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from d2ls_infer.predict import ClassArea, PredictResult, load_model, predict_raster
+    from d2ls_infer.segmenter import D2LSSegmenter, Segmenter
+
+__version__ = version("d2ls-infer")
+
+__all__ = [
+    "ClassArea",
+    "D2LSSegmenter",
+    "PredictResult",
+    "Segmenter",
+    "__version__",
+    "load_model",
+    "predict_raster",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("D2LSSegmenter", "Segmenter"):
+        from d2ls_infer import segmenter as home
+    elif name in __all__:
+        from d2ls_infer import predict as home  # type: ignore[no-redef]
+    else:
+        raise AttributeError(f"module 'd2ls_infer' has no attribute {name!r}")
+    return getattr(home, name)

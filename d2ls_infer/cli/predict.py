@@ -1,0 +1,120 @@
+"""`d2ls predict`: scenes in, class maps out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from d2ls_infer.cli import options
+from d2ls_infer.errors import UsageError
+
+if TYPE_CHECKING:
+    from d2ls_infer.predict import PredictResult
+
+
+@click.command()
+@click.argument("scenes", metavar="SCENE...", nargs=-1, required=True)
+@options.model
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path),
+    help="File to write, or a folder for STEM_d2ls-MODEL.tif. By default beside each scene.",
+)  # fmt: skip
+@click.option("--tile-size", type=int, default=512, show_default=True, help="Side of a tile in pixels.")
+@click.option(
+    "--overlap", default="0.25", show_default=True, help="Of neighbouring tiles: pixels, or a share of a tile."
+)
+@click.option(
+    "--blend", type=click.Choice(["hann", "gaussian", "linear", "none"]), default="hann", show_default=True,
+    help="How overlapping tiles are weighed; none cuts between their centres.",
+)  # fmt: skip
+@click.option("-b", "--batch-size", type=int, help="Tiles at once.  [default: 1 on a CPU, else 8]")
+@options.device
+@options.precision
+@click.option("--bands", metavar="N,N,...", help="The scene's bands for the model's, counted from 1.")
+@click.option(
+    "--scale", metavar="MIN,MAX|pN,pN",
+    help="Raw values, or percentiles of the scene, that become the ends of the model's value range.",
+)  # fmt: skip
+@options.overwrite
+@click.option("-q", "--quiet", is_flag=True, help="No progress bar and no table.")
+def predict(
+    scenes: tuple[str, ...],
+    model: str,
+    output: Path | None,
+    tile_size: int,
+    overlap: str,
+    blend: str,
+    batch_size: int | None,
+    device: str,
+    precision: str,
+    bands: str | None,
+    scale: str | None,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Map each SCENE (any raster that GDAL reads) with a trained model.
+
+    Writes a GeoTIFF of class indices on the scene's own grid, with colours and class names; 255 is nodata.
+    """
+    from d2ls_infer.predict import PredictOptions, default_output, load_segmenter, predict_raster
+    from d2ls_infer.raster import check_output
+    from d2ls_infer.weights import find_weights
+
+    settings = {
+        "tile_size": tile_size, "overlap": overlap, "blend": blend, "batch_size": batch_size,
+        "bands": bands, "scale": scale,
+    }  # fmt: skip
+    plan = PredictOptions(**settings)  # type: ignore[arg-type]
+    weights = find_weights(model)
+    folder = output if output is not None and output.is_dir() else None
+    if len(scenes) > 1 and output is not None and folder is None:
+        raise UsageError(f"{len(scenes)} scenes, but one output: {output} is not a folder")
+    outputs = [output if output and not folder else default_output(scene, weights.name, folder) for scene in scenes]
+    if twice := {str(path) for path in outputs if outputs.count(path) > 1}:
+        raise UsageError(f"several scenes would be written to {', '.join(sorted(twice))}")
+    # What can be wrong with the last scene is said before the first one takes its hours.
+    for scene, path in zip(scenes, outputs, strict=True):
+        plan.open(scene, bands=weights.description.bands, value_range=weights.description.value_range).close()
+        check_output(path, source=scene, overwrite=overwrite)
+    segmenter = load_segmenter(weights, device=device, precision=precision)  # type: ignore[arg-type]
+    for scene, path in zip(scenes, outputs, strict=True):
+        with ProgressBar(Path(scene).name, quiet=quiet) as bar:
+            result = predict_raster(segmenter, scene, path, overwrite=overwrite, progress=bar.update, **settings)
+        if not quiet:
+            click.echo(summary(result))
+
+
+class ProgressBar:
+    """Tiles done, their rate and the time left, on standard error; silent where that is no terminal."""
+
+    def __init__(self, title: str, *, quiet: bool) -> None:
+        from tqdm import tqdm
+
+        self.bar = tqdm(desc=title, unit="tile", disable=True if quiet else None, leave=False)
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+
+    def update(self, done: int, total: int) -> None:
+        self.bar.total = total
+        self.bar.update(done - self.bar.n)
+
+
+def summary(result: PredictResult) -> str:
+    """Where the map is, how long it took, and the areas of its classes."""
+    total_m2 = sum(area.area_m2 or 0 for area in result.areas)
+    known = all(area.area_m2 is not None for area in result.areas)
+    unit, size_m2 = ("km2", 1e6) if total_m2 >= 1e7 else ("ha", 1e4)
+    rows = [
+        [area.name, f"{(area.area_m2 or 0) / size_m2:,.2f}" if known else f"{area.pixels:,}", f"{100 * area.share:.1f}"]
+        for area in result.areas
+    ]
+    skipped = f", {result.skipped} without valid pixels" if result.skipped else ""
+    return f"{result.output}  ({result.tiles} tiles{skipped}, {result.seconds['total']:.1f} s)\n" + options.table(
+        ["class", unit if known else "pixels", "%"], rows, right=(1, 2)
+    )

@@ -1,0 +1,5 @@
+"""The D2LS network and nothing else."""
+
+from d2ls_infer.nn.d2ls import D2LS, D2LSConfig, TrainingOutput, autocast, count_parameters, load_weights, weights_of
+
+__all__ = ["D2LS", "D2LSConfig", "TrainingOutput", "autocast", "count_parameters", "load_weights", "weights_of"]

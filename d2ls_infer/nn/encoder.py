@@ -1,0 +1,99 @@
+"""Encoder: timm backbone, feature mapping (Eq. 9), aggregator (Eq. 10)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.models import FeatureInfo
+from torch import Tensor, nn
+
+from d2ls_infer.errors import UsageError
+
+STRIDES = (4, 8, 16, 32)
+
+
+class Encoder(nn.Module):
+    """(B, C, H, W) pixels, H and W multiples of 32 -> E0 (B, C', H/4, W/4) and F4 (B, C4, H/32, W/32).
+
+    `channels` are the backbone's widths C1..C4. With `float32_backbone` set, the backbone stays in float32 under
+    autocast: on CPUs the depth-wise convolutions of the EfficientNets are many times slower in bfloat16.
+    """
+
+    def __init__(self, backbone: str, embed_dim: int, *, in_channels: int = 3, pretrained: bool = False) -> None:
+        super().__init__()
+        self.backbone = create_backbone(backbone, in_channels=in_channels, pretrained=pretrained)
+        info = feature_info(self.backbone)
+        self.levels = tuple(info.reduction().index(stride) for stride in STRIDES)
+        self.channels = tuple(info.channels()[level] for level in self.levels)
+        self.channels_last_output = str(getattr(self.backbone, "output_fmt", "")).endswith("NHWC")
+        self.float32_backbone = False
+        self.mapping = nn.ModuleList(nn.Conv2d(width, embed_dim, 1) for width in self.channels)
+        self.aggregator = nn.Conv2d(len(self.channels) * embed_dim, embed_dim, 1, bias=False)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.backbone_features(pixels)
+        size = features[0].shape[-2:]
+        mapped = [F.conv2d(feature, *weight) for feature, weight in zip(features, self.folded(), strict=True)]
+        total = mapped[0]
+        for level in mapped[1:]:
+            total = total + F.interpolate(level, size, mode="bilinear", align_corners=False)
+        return total, features[-1]
+
+    def folded(self) -> list[tuple[Tensor, Tensor]]:
+        """Mapping and aggregator as one 1x1 convolution per level: weights (C', Ci, 1, 1) and biases (C').
+
+        Mapping, resizing and aggregator are linear, and resizing keeps constants, so `aggregator(concat(resize(map)))`
+        is the sum over levels of `resize((aggregator . map)(feature))`. The parameters stay those of the paper; the
+        tensor of width 4C' at stride 4, the widest of the network, never exists.
+        """
+        with torch.autocast(self.aggregator.weight.device.type, enabled=False):
+            # The released implementation concatenates from the deepest level to the shallowest.
+            parts = self.aggregator.weight.flatten(1).chunk(len(self.mapping), dim=1)[::-1]  # each (C', C')
+            weights = (mapping.get_parameter("weight").flatten(1) for mapping in self.mapping)  # each (C', Ci)
+            biases = (mapping.get_parameter("bias") for mapping in self.mapping)
+            return [
+                ((part @ weight)[..., None, None], part @ bias)
+                for part, weight, bias in zip(parts, weights, biases, strict=True)
+            ]
+
+    def backbone_features(self, pixels: Tensor) -> list[Tensor]:
+        """The raw stage outputs F1..F4, each (B, Ci, H/stride, W/stride)."""
+        if self.float32_backbone:
+            with torch.autocast(pixels.device.type, enabled=False):
+                features = self.backbone(pixels.float())
+        else:
+            features = self.backbone(pixels)
+        features = [features[level] for level in self.levels]
+        if self.channels_last_output:
+            features = [feature.permute(0, 3, 1, 2) for feature in features]  # (B, H, W, C) -> (B, C, H, W)
+        return features
+
+
+def create_backbone(name: str, *, in_channels: int, pretrained: bool) -> nn.Module:
+    """A timm `features_only` backbone with features at the strides 4, 8, 16 and 32 (and perhaps at others).
+
+    Raises UsageError for a name timm does not know and for a model without those strides.
+    """
+    if not timm.is_model(name):
+        raise UsageError(f"unknown backbone {name!r}: timm {timm.__version__} has no model of that name")
+    # Windowed transformers take any size only when they are told so; the other models do not know the option.
+    options: dict[str, Any] = {"strict_img_size": False} if "swin" in name else {}
+    try:
+        backbone: nn.Module = timm.create_model(
+            name, pretrained=pretrained, in_chans=in_channels, features_only=True, **options
+        )
+        strides = feature_info(backbone).reduction()
+    except (RuntimeError, AttributeError) as error:
+        raise UsageError(f"backbone {name!r} gives no feature pyramid: {error}") from error
+    if not set(STRIDES) <= set(strides):
+        raise UsageError(f"backbone {name!r} has strides {strides}, but {list(STRIDES)} are needed")
+    return backbone
+
+
+def feature_info(backbone: nn.Module) -> FeatureInfo:
+    """What timm knows of a backbone's features: widths and strides."""
+    info: FeatureInfo = backbone.feature_info  # type: ignore[assignment]
+    return info

@@ -1,0 +1,6 @@
+"""Tiles of a raster, and the blending of what a segmenter says about each."""
+
+from d2ls_infer.tiling.blend import WINDOWS, BandBlender, Rows, axis_windows, blend
+from d2ls_infer.tiling.grid import Tile, TileGrid, parse_overlap
+
+__all__ = ["WINDOWS", "BandBlender", "Rows", "Tile", "TileGrid", "axis_windows", "blend", "parse_overlap"]

@@ -1,0 +1,146 @@
+"""Overlapping tiles -> one field, row by row, in memory that does not grow with the raster's height."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from d2ls_infer.errors import UsageError
+from d2ls_infer.tiling.grid import Tile, TileGrid
+
+# Weight by distance to the tile's centre: 0 at the centre, 1 at the edge. None of them reaches zero inside a tile.
+TAPERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "hann": lambda distance: torch.cos(distance * (math.pi / 2)).square(),
+    "gaussian": lambda distance: torch.exp(-0.5 * (distance / 0.25) ** 2),
+    "linear": lambda distance: 1 - distance,
+}
+WINDOWS = (*TAPERS, "none")
+
+
+class Rows(NamedTuple):
+    """Finished rows of a field: scores (K, rows, width) float32, and where a tile gave any (rows, width) bool."""
+
+    first: int
+    scores: Tensor
+    covered: Tensor
+
+
+class BandBlender:
+    """Weighted mean of tiles over a rolling band of rows, as high as one tile.
+
+    `add` takes the tiles of a grid in row-major order and gives the rows that no later tile touches; `finish` gives
+    the rest. Together the rows are the whole raster, once, from top to bottom. A tile may be left out.
+
+    The mean is kept as a running one, `mean += (score - mean) * weight / weights so far`. Where all tiles agree on a
+    value, the difference is 0 and the value comes out unchanged to the last bit, at every border and corner.
+    """
+
+    def __init__(
+        self, grid: TileGrid, channels: int, window: str = "hann", *, device: torch.device | str = "cpu"
+    ) -> None:
+        rows = axis_windows(grid.row_starts, grid.tile_height, window)
+        cols = axis_windows(grid.col_starts, grid.tile_width, window)
+        self.grid = grid
+        self.row_windows = {start: w.to(device) for start, w in zip(grid.row_starts, rows, strict=True)}
+        self.col_windows = {start: w.to(device) for start, w in zip(grid.col_starts, cols, strict=True)}
+        self.first_row = 0
+        self.mean = torch.zeros((channels, grid.tile_height, grid.width), device=device)
+        self.weight = torch.zeros((grid.tile_height, grid.width), device=device)
+
+    def add(self, tile: Tile, scores: Tensor, valid: Tensor | None = None) -> Iterator[Rows]:
+        """Give the rows above the tile, then blend it in: scores (K, h, w), valid (h, w) bool or None for all."""
+        yield from self.advance(tile.row)
+        cols = slice(tile.col, tile.col + tile.width)
+        weight = self.row_windows[tile.row][:, None] * self.col_windows[tile.col]
+        if valid is not None:
+            weight = weight * valid
+        total = self.weight[:, cols]
+        total += weight
+        # Where nothing has weight yet this is 0 / tiny, and the mean keeps its 0.
+        self.mean[:, :, cols].lerp_(scores.float(), weight / total.clamp_min(torch.finfo(torch.float32).tiny))
+
+    def finish(self) -> Iterator[Rows]:
+        """The rows that are left."""
+        yield from self.advance(self.grid.height)
+
+    def advance(self, row: int) -> Iterator[Rows]:
+        """Give the rows above `row`, and move the band down to it."""
+        assert row >= self.first_row, "tiles come in row-major order"
+        height = self.grid.tile_height
+        while self.first_row < row:
+            # Where whole rows of tiles were left out, the way down is longer than the band is high.
+            done = min(row - self.first_row, height)
+            yield Rows(self.first_row, self.mean[:, :done].clone(), self.weight[:done] > 0)
+            for band in (self.mean, self.weight):
+                kept = band[..., done:, :].clone()
+                band[..., : height - done, :] = kept
+                band[..., height - done :, :] = 0
+            self.first_row += done
+
+
+def blend(
+    score: Callable[[Tensor], Tensor],
+    tiles: Iterable[tuple[Tile, tuple[np.ndarray, np.ndarray]]],
+    grid: TileGrid,
+    *,
+    channels: int,
+    window: str = "hann",
+    batch_size: int = 1,
+    device: torch.device | str = "cpu",
+) -> Iterator[Rows]:
+    """Score the tiles of a grid in batches and give the blended rows, from top to bottom.
+
+    tiles: in row-major order, each with values (bands, h, w) and valid (h, w) bool. A tile without a valid pixel is
+    not scored. score: (B, bands, h, w) -> (B, channels, h, w) on `device`; its errors are passed on.
+    """
+    blender = BandBlender(grid, channels, window, device=device)
+    waiting: list[tuple[Tile, np.ndarray, np.ndarray]] = []
+
+    def add_waiting() -> Iterator[Rows]:
+        scores = score(torch.from_numpy(np.stack([values for _, values, _ in waiting])))
+        expected = (len(waiting), channels, grid.tile_height, grid.tile_width)
+        if scores.shape != expected:
+            raise UsageError(f"the segmenter gave scores of shape {tuple(scores.shape)}, not {expected}")
+        for (tile, _, valid), tile_scores in zip(waiting, scores, strict=True):
+            all_valid = bool(valid.all())
+            yield from blender.add(tile, tile_scores, None if all_valid else torch.from_numpy(valid).to(device))
+        waiting.clear()
+
+    for tile, (values, valid) in tiles:
+        if valid.any():
+            waiting.append((tile, values, valid))
+        if len(waiting) == batch_size:
+            yield from add_waiting()
+    if waiting:
+        yield from add_waiting()
+    yield from blender.finish()
+
+
+def axis_windows(starts: tuple[int, ...], size: int, window: str) -> list[Tensor]:
+    """The weights (size,) float32 of each tile along one axis, given where the tiles start.
+
+    A taper falls from the tile's centre towards its neighbours; towards the raster's own border it stays 1, since no
+    other tile knows more there. "none" is 1 in the part of the tile that is nearer to its centre than to a
+    neighbour's, and 0 outside: the parts of all tiles cover the axis once. Raises UsageError for an unknown window.
+    """
+    if window not in WINDOWS:
+        raise UsageError(f"unknown blending window {window!r}; known are {', '.join(WINDOWS)}")
+    windows = []
+    position = torch.arange(size, dtype=torch.float64)
+    for index, start in enumerate(starts):
+        has_previous, has_next = index > 0, index + 1 < len(starts)
+        if window == "none":
+            low = (starts[index - 1] + size + start) // 2 - start if has_previous else 0
+            high = (start + size + starts[index + 1]) // 2 - start if has_next else size
+            weights = ((position >= low) & (position < high)).double()
+        else:
+            distance = 2 * (position + 0.5) / size - 1  # -1 .. 1 from edge to edge, never quite there
+            distance = distance.clamp(min=-1.0 if has_previous else 0.0, max=1.0 if has_next else 0.0).abs()
+            weights = TAPERS[window](distance)
+        windows.append(weights.float())
+    return windows

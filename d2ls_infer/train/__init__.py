@@ -1,0 +1,1 @@
+"""Training: optional, and imported by nothing else."""

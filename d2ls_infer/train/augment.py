@@ -1,0 +1,100 @@
+"""Random crops of labelled images: scale, mosaic, rotations by 90 degrees, flips, brightness and contrast."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Pair = tuple[np.ndarray, np.ndarray]
+"""An image (bands, H, W) of raw pixel values and its mask (H, W) uint8."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """crop: side of a crop in pixels. scales: range of the random magnification (2 = objects twice as large).
+    mosaic: how often a crop is put together from four. jitter: largest change of contrast (a factor) and of
+    brightness, as a share of the value range, drawn for all bands together and half as much for each band.
+    """
+
+    crop: int = 256
+    scales: tuple[float, float] = (0.75, 1.5)
+    mosaic: float = 0.25
+    jitter: float = 0.15
+
+
+def random_crop(
+    pairs: Sequence[Pair],
+    config: AugmentConfig,
+    rng: np.random.Generator,
+    *,
+    value_range: tuple[float, float],
+    ignore_index: int,
+) -> tuple[Tensor, Tensor]:
+    """One augmented crop: (bands, crop, crop) float32 on 0..1 of the value range, and (crop, crop) int64.
+
+    Images are drawn by their area. Where a crop reaches past its image, it is filled by 0 and `ignore_index`.
+    """
+    if rng.random() < config.mosaic:
+        image, mask = mosaic(pairs, config, rng, ignore_index=ignore_index)
+    else:
+        image, mask = scaled_crop(pairs, config.crop, config, rng, ignore_index=ignore_index)
+    turns = int(rng.integers(4))
+    image, mask = torch.rot90(image, turns, (1, 2)), torch.rot90(mask, turns, (0, 1))
+    if rng.random() < 0.5:
+        image, mask = image.flip(2), mask.flip(1)
+    low, high = value_range
+    return jitter(((image - low) / (high - low)).clamp(0, 1), config.jitter, rng), mask
+
+
+def scaled_crop(
+    pairs: Sequence[Pair], size: int, config: AugmentConfig, rng: np.random.Generator, *, ignore_index: int
+) -> tuple[Tensor, Tensor]:
+    """A square window of random place and scale, resized to `size`: bilinear for the image, nearest for the mask."""
+    areas = np.array([mask.size for _, mask in pairs], dtype=np.float64)
+    image, mask = pairs[int(rng.choice(len(pairs), p=areas / areas.sum()))]
+    low, high = np.log(config.scales)
+    side = max(8, round(size / float(np.exp(rng.uniform(low, high)))))
+    height, width = mask.shape
+    row = int(rng.integers(min(0, height - side), max(0, height - side) + 1))
+    col = int(rng.integers(min(0, width - side), max(0, width - side) + 1))
+    rows, cols = slice(max(row, 0), min(row + side, height)), slice(max(col, 0), min(col + side, width))
+    into = slice(rows.start - row, rows.stop - row), slice(cols.start - col, cols.stop - col)
+    pixels = torch.zeros((len(image), side, side))
+    labels = torch.full((side, side), ignore_index, dtype=torch.float32)
+    pixels[:, *into] = torch.from_numpy(image[:, rows, cols]).float()
+    labels[into] = torch.from_numpy(mask[rows, cols]).float()
+    pixels = F.interpolate(pixels[None], (size, size), mode="bilinear", align_corners=False, antialias=side > size)[0]
+    labels = F.interpolate(labels[None, None], (size, size), mode="nearest-exact")[0, 0]
+    return pixels, labels.long()
+
+
+def mosaic(
+    pairs: Sequence[Pair], config: AugmentConfig, rng: np.random.Generator, *, ignore_index: int
+) -> tuple[Tensor, Tensor]:
+    """Four crops that meet at a random point."""
+    size = config.crop
+    row, col = (int(value) for value in rng.integers(size // 4, size - size // 4 + 1, 2))
+    image, mask = scaled_crop(pairs, size, config, rng, ignore_index=ignore_index)
+    for rows, cols in (
+        (slice(row), slice(col, None)),
+        (slice(row, None), slice(col)),
+        (slice(row, None), slice(col, None)),
+    ):
+        other, other_mask = scaled_crop(pairs, size, config, rng, ignore_index=ignore_index)
+        image[:, rows, cols], mask[rows, cols] = other[:, rows, cols], other_mask[rows, cols]
+    return image, mask
+
+
+def jitter(image: Tensor, amount: float, rng: np.random.Generator) -> Tensor:
+    """Contrast and brightness, first of all bands together, then of each band; clipped to 0..1."""
+    bands = len(image)
+    contrast = 1 + amount * (rng.uniform(-1, 1) + 0.5 * rng.uniform(-1, 1, bands))
+    brightness = amount * (rng.uniform(-1, 1) + 0.5 * rng.uniform(-1, 1, bands))
+    center = image.mean((1, 2), keepdim=True)
+    shift = torch.from_numpy(brightness).float().view(-1, 1, 1)
+    return ((image - center) * torch.from_numpy(contrast).float().view(-1, 1, 1) + center + shift).clamp(0, 1)
