@@ -22,17 +22,27 @@ class Scores:
     overall_accuracy: float
 
     def mean(self, name: str, *, without: Sequence[int] = ()) -> float:
-        """The mean of "iou" or "f1" over the classes that occur, leaving out those of the given indices."""
-        values = np.delete(getattr(self, name), list(without))
-        return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+        """The mean of "iou" or "f1" over the classes that are in the truth, leaving out those of the given indices."""
+        counted = np.isfinite(self.recall)
+        counted[list(without)] = False
+        values = getattr(self, name)[counted]
+        return float(values.mean()) if len(values) else float("nan")
 
 
 class ConfusionMatrix:
-    """Counts of pixels, `counts` (N, N + 1) int64: a row per true class, a column per predicted class and one for none."""
+    """Counts of pixels: `counts` (N, N + 1) int64, a row per true class, a column per predicted class and one for none.
+
+    `images` holds the same counts of each pair that was added; resampling them gives intervals.
+    """
 
     def __init__(self, labels: LabelMap) -> None:
         self.labels = labels
-        self.counts = np.zeros((len(labels), len(labels) + 1), np.int64)
+        self.images: list[np.ndarray] = []
+
+    @property
+    def counts(self) -> np.ndarray:
+        shape = (len(self.labels), len(self.labels) + 1)
+        return np.sum(self.images, axis=0) if self.images else np.zeros(shape, np.int64)
 
     def add(self, truth: np.ndarray, predicted: np.ndarray) -> None:
         """Count a pair of (H, W) class indices. Pixels whose truth is the ignore index are left out.
@@ -48,18 +58,39 @@ class ConfusionMatrix:
             raise UsageError(f"the mask holds {strange}, which are neither classes (0 to {classes - 1}) nor ignored")
         pairs = truth[labelled].astype(np.int64) * (classes + 1) + np.minimum(predicted[labelled], classes)
         counts = np.bincount(pairs, minlength=classes * (classes + 1)).reshape(classes, classes + 1)
-        self.counts += counts
+        self.images.append(counts)
 
     def scores(self) -> Scores:
         """The scores of everything counted so far."""
-        hits, truth, predicted = np.diag(self.counts), self.counts.sum(1), self.counts[:, :-1].sum(0)
-        return Scores(
-            iou=divide(hits, truth + predicted - hits),
-            f1=divide(2 * hits, truth + predicted),
-            precision=divide(hits, predicted),
-            recall=divide(hits, truth),
-            overall_accuracy=float(divide(hits.sum(), self.counts.sum())),
-        )
+        return score_counts(self.counts)
+
+    def interval(
+        self, name: str, *, without: Sequence[int] = (), share: float = 0.95, resamples: int = 1000, seed: int = 0
+    ) -> tuple[float, float]:
+        """Bootstrap interval of a mean score: its range over sets of as many images, drawn with repetition.
+
+        NaN for fewer than two images, over which nothing can be drawn.
+        """
+        if len(self.images) < 2:
+            return float("nan"), float("nan")
+        rng = np.random.default_rng(seed)
+        times = rng.multinomial(len(self.images), np.full(len(self.images), 1 / len(self.images)), resamples)
+        drawn = np.tensordot(times, np.stack(self.images), axes=1)  # (resamples, N, N + 1)
+        means = [score_counts(counts).mean(name, without=without) for counts in drawn]
+        low, high = np.nanquantile(means, [(1 - share) / 2, (1 + share) / 2])
+        return float(low), float(high)
+
+
+def score_counts(counts: np.ndarray) -> Scores:
+    """The scores of a matrix of counts (N, N + 1)."""
+    hits, truth, predicted = np.diag(counts), counts.sum(1), counts[:, :-1].sum(0)
+    return Scores(
+        iou=divide(hits, truth + predicted - hits),
+        f1=divide(2 * hits, truth + predicted),
+        precision=divide(hits, predicted),
+        recall=divide(hits, truth),
+        overall_accuracy=float(divide(hits.sum(), counts.sum())),
+    )
 
 
 def divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

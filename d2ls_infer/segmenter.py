@@ -58,8 +58,6 @@ class D2LSSegmenter:
         self.device = choose_device(device)
         self.dtype = choose_dtype(precision, self.device)
         self.network = network.eval().to(self.device).to(memory_format=torch.channels_last)
-        # Depth-wise convolutions of the EfficientNets fall back to slow code in bfloat16 on CPUs.
-        self.network.encoder.float32_backbone = self.device.type == "cpu"
         self.description = description
         self.name, self.sha256 = name, sha256
         self.labels, self.bands, self.value_range = description.labels, description.bands, description.value_range

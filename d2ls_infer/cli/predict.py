@@ -58,16 +58,18 @@ def predict(
 
     Writes a GeoTIFF of class indices on the scene's own grid, with colours and class names; 255 is nodata.
     """
+    from d2ls_infer.weights import find_weights
+
+    weights = find_weights(model)  # before torch is loaded: a misspelt name is told at once
+
     from d2ls_infer.predict import PredictOptions, default_output, load_segmenter, predict_raster
     from d2ls_infer.raster import check_output
-    from d2ls_infer.weights import find_weights
 
     settings = {
         "tile_size": tile_size, "overlap": overlap, "blend": blend, "batch_size": batch_size,
         "bands": bands, "scale": scale,
     }  # fmt: skip
     plan = PredictOptions(**settings)  # type: ignore[arg-type]
-    weights = find_weights(model)
     folder = output if output is not None and output.is_dir() else None
     if len(scenes) > 1 and output is not None and folder is None:
         raise UsageError(f"{len(scenes)} scenes, but one output: {output} is not a folder")

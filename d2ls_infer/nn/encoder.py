@@ -14,12 +14,14 @@ from d2ls_infer.errors import UsageError
 
 STRIDES = (4, 8, 16, 32)
 
+SLOW_IN_BFLOAT16 = ("efficientnet", "mobilenet")
+"""Backbones whose depth-wise convolutions are many times slower in bfloat16 than in float32 on a CPU."""
+
 
 class Encoder(nn.Module):
     """(B, C, H, W) pixels, H and W multiples of 32 -> E0 (B, C', H/4, W/4) and F4 (B, C4, H/32, W/32).
 
-    `channels` are the backbone's widths C1..C4. With `float32_backbone` set, the backbone stays in float32 under
-    autocast: on CPUs the depth-wise convolutions of the EfficientNets are many times slower in bfloat16.
+    `channels` are the backbone's widths C1..C4. On a CPU some backbones stay in float32 under autocast.
     """
 
     def __init__(self, backbone: str, embed_dim: int, *, in_channels: int = 3, pretrained: bool = False) -> None:
@@ -29,7 +31,7 @@ class Encoder(nn.Module):
         self.levels = tuple(info.reduction().index(stride) for stride in STRIDES)
         self.channels = tuple(info.channels()[level] for level in self.levels)
         self.channels_last_output = str(getattr(self.backbone, "output_fmt", "")).endswith("NHWC")
-        self.float32_backbone = False
+        self.slow_in_bfloat16 = any(family in backbone for family in SLOW_IN_BFLOAT16)
         self.mapping = nn.ModuleList(nn.Conv2d(width, embed_dim, 1) for width in self.channels)
         self.aggregator = nn.Conv2d(len(self.channels) * embed_dim, embed_dim, 1, bias=False)
 
@@ -61,7 +63,7 @@ class Encoder(nn.Module):
 
     def backbone_features(self, pixels: Tensor) -> list[Tensor]:
         """The raw stage outputs F1..F4, each (B, Ci, H/stride, W/stride)."""
-        if self.float32_backbone:
+        if self.slow_in_bfloat16 and pixels.device.type == "cpu":
             with torch.autocast(pixels.device.type, enabled=False):
                 features = self.backbone(pixels.float())
         else:

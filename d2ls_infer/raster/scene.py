@@ -80,14 +80,9 @@ class Scene:
             # Truncated JPEG data would otherwise come out as grey, with a warning only.
             stack.enter_context(rasterio.Env(GDAL_ERROR_ON_LIBJPEG_WARNING=True))
             self.dataset = stack.enter_context(open_dataset(self.path))
-            stack.enter_context(rasterio.Env(GDAL_CACHEMAX=cache_bytes(self.dataset)))
             self.bands = choose_bands(self.dataset, bands_needed, bands)
-            dtypes = {self.dataset.dtypes[band - 1] for band in self.bands}
-            if any(np.dtype(dtype).kind not in "uif" for dtype in dtypes if is_numpy_dtype(dtype)) or not all(
-                map(is_numpy_dtype, dtypes)
-            ):
-                raise UsageError(f"{self.path} has values of type {', '.join(sorted(dtypes))}; real numbers are needed")
-            self.dtype = np.dtype(next(iter(dtypes)) if len(dtypes) == 1 else np.float32)
+            self.dtype = common_dtype(self.path, [self.dataset.dtypes[band - 1] for band in self.bands])
+            stack.enter_context(rasterio.Env(GDAL_CACHEMAX=cache_bytes(self.dataset, self.dtype)))
             self.as_it_is = self.dtype == np.uint8 and scale is None
             self.raw_limits = self.find_limits(scale)
             self._closing = stack.pop_all()
@@ -256,14 +251,14 @@ def open_dataset(path: str) -> Iterator[Any]:
         yield dataset
 
 
-def cache_bytes(dataset: Any) -> int:
+def cache_bytes(dataset: Any, dtype: np.dtype[Any]) -> int:
     """Bytes of GDAL's block cache: two rows of blocks, so that rows that end inside a block do not decode it twice.
 
     GDAL's own default, a share of the machine's memory, would fill up with blocks that are never asked for again.
     """
     block_rows = max(int(rows) for rows, _ in dataset.block_shapes)
-    pixel_bytes = sum(np.dtype(dtype).itemsize for dtype in dataset.dtypes if is_numpy_dtype(dtype))
-    return max(32 << 20, 2 * min(block_rows, 4096) * int(pixel_bytes * dataset.width))
+    row_bytes = int(dataset.width) * int(dataset.count) * dtype.itemsize
+    return max(32 << 20, min(256 << 20, 2 * block_rows * row_bytes))
 
 
 def choose_bands(dataset: Any, needed: int, wanted: Sequence[int] | None) -> list[int]:
@@ -287,13 +282,11 @@ def choose_bands(dataset: Any, needed: int, wanted: Sequence[int] | None) -> lis
     return bands[:needed]
 
 
-def is_numpy_dtype(name: str) -> bool:
-    """Whether GDAL's type has a counterpart in numpy (complex integers do not)."""
-    try:
-        np.dtype(name)
-    except TypeError:
-        return False
-    return True
+def common_dtype(path: str, names: Sequence[str]) -> np.dtype[Any]:
+    """The type that holds the values of all bands. Raises UsageError for complex values."""
+    if any("complex" in name for name in names):
+        raise UsageError(f"{path} has complex values ({', '.join(sorted(set(names)))}); real numbers are needed")
+    return np.result_type(*names)
 
 
 def read_array(path: str | Path) -> np.ndarray:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import warnings
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -66,17 +66,12 @@ class RasterWriter:
         self.waiting: list[np.ndarray] = []
         self.waiting_rows = self.written_rows = 0
         self._closing = ExitStack()
-        try:
-            with self._closing.pop_all() as stack:
-                self.dataset = stack.enter_context(create_dataset(self.partial, like))
-                self.dataset.write_colormap(1, color_table(labels))
-                self.dataset.set_band_description(1, description)
-                self.dataset.update_tags(1, **{f"CLASS_{i}": name for i, name in enumerate(labels.names)})
-                self.dataset.update_tags(**(tags or {}))
-                self._closing = stack.pop_all()
-        except (RasterioError, OSError) as error:
-            self.discard()
-            raise RasterError(f"cannot write {path}: {error}") from error
+        with self.cleaning_up():
+            self.dataset = self._closing.enter_context(create_dataset(self.partial, like))
+            self.dataset.write_colormap(1, color_table(labels))
+            self.dataset.set_band_description(1, description)
+            self.dataset.update_tags(1, **{f"CLASS_{i}": name for i, name in enumerate(labels.names)})
+            self.dataset.update_tags(**(tags or {}))
 
     @classmethod
     def create(cls, path: Path, **options: object) -> Self:
@@ -98,10 +93,8 @@ class RasterWriter:
     def flush(self, rows: int) -> None:
         """Write that many of the waiting rows."""
         waiting = np.concatenate(self.waiting)
-        try:
+        with self.cleaning_up():
             self.dataset.write(waiting[:rows], 1, window=Window(0, self.written_rows, self.width, rows))
-        except RasterioError as error:
-            raise RasterError(f"cannot write {self.path}: {error.__cause__ or error}") from error
         self.written_rows += rows
         self.waiting, self.waiting_rows = [waiting[rows:]], len(waiting) - rows
 
@@ -111,17 +104,23 @@ class RasterWriter:
         if error is not None:
             self.discard()
             return
-        try:
-            if self.waiting_rows:
-                self.flush(self.waiting_rows)
+        if self.waiting_rows:
+            self.flush(self.waiting_rows)
+        with self.cleaning_up():
             assert self.written_rows == self.height, (self.written_rows, self.height)
             self._closing.close()
             check_whole(self.partial)
             self.publish()
-        except BaseException as failure:
+
+    @contextmanager
+    def cleaning_up(self) -> Iterator[None]:
+        """Remove what was begun when anything goes wrong inside, an interruption included."""
+        try:
+            yield
+        except BaseException as error:
             self.discard()
-            if isinstance(failure, RasterioError | OSError) and not isinstance(failure, RasterError):
-                raise RasterError(f"cannot write {self.path}: {failure}") from failure
+            if isinstance(error, RasterioError | OSError):
+                raise RasterError(f"cannot write {self.path}: {error.__cause__ or error}") from error
             raise
 
     def publish(self) -> None:

@@ -57,10 +57,12 @@ class TrainConfig:
 def train(
     config: TrainConfig, pairs: Sequence[Pair], *, backbone_file: Path | None, checkpoint: Path, device: str = "cpu"
 ) -> D2LS:
-    """Train on the pairs and give the averaged network, in eval mode. An existing `checkpoint` is gone on from."""
+    """Train on the pairs and give the averaged network, in eval mode. An existing `checkpoint` is gone on from.
+
+    backbone_file: a timm state dict to start the backbone from; without one timm fetches its own from the hub.
+    """
     torch.manual_seed(config.seed)
-    network = D2LS(config.network).to(device).to(memory_format=torch.channels_last)
-    network.encoder.float32_backbone = True
+    network = D2LS(config.network, pretrained=backbone_file is None).to(device).to(memory_format=torch.channels_last)
     if backbone_file is not None:
         load_backbone(network, backbone_file)
     averaged = AveragedModel(
