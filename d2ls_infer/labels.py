@@ -62,6 +62,8 @@ class LabelMap:
         """The reverse of `to_list`. Raises UsageError for anything else."""
         try:
             pairs = [(item["name"], parse_color(item["color"])) for item in items]
+            if any(set(item) != {"name", "color"} for item in items):
+                raise KeyError("unknown keys")
         except (TypeError, KeyError) as error:
             raise UsageError(f'labels are a list of {{"name": ..., "color": "#rrggbb"}}, got {items!r}') from error
         return cls(tuple(name for name, _ in pairs), tuple(color for _, color in pairs), ignore_index)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import re
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PosixPath, PurePosixPath, PureWindowsPath
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from d2ls_infer.errors import MissingFileError, WeightsError
+from d2ls_infer.errors import MissingFileError, UsageError, WeightsError
 from d2ls_infer.nn import D2LS, D2LSConfig, load_weights, weights_of
 
 PREFIX = "net."
@@ -25,81 +27,90 @@ BACKBONES = {
     (192, 27): "convnext_large",
 }
 
-# Legacy key -> our key, tried in order. Backbone keys are those of timm's `features_only` ConvNeXt.
-RENAMES: tuple[tuple[str, str], ...] = (
-    (r"backbone\.0\.0\.0\.", r"encoder.backbone.stem_0."),
-    (r"backbone\.0\.0\.1\.", r"encoder.backbone.stem_1."),
-    (r"pe_layer\.positional_encoding_gaussian_matrix$", r"decoder.position.gaussian"),
-    (r"linear_c\.(\d)\.proj\.", r"encoder.mapping.\1."),
-    (r"aggregator\.", r"encoder.aggregator."),
-    (r"decoder\.token\.basic_queries\.weight$", r"dictionary.static"),
-    (r"decoder\.token\.token_mlp\.", r"dictionary.expand."),
-    (r"decoder\.feature_modulator\.mlp1\.proj\.", r"dictionary.modulator.project."),
-    (r"decoder\.feature_modulator\.gmp_branch\.1\.", r"dictionary.modulator.max_branch."),
-    (r"decoder\.feature_modulator\.gap_branch\.1\.", r"dictionary.modulator.avg_branch."),
-    (r"decoder\.feature_modulator\.mlp2\.", r"dictionary.modulator.head."),
-    (
-        r"decoder\.interactor\.layers\.(\d+)\.cross_attn_token_to_image\.(q|k|v|out)_proj\.",
-        r"decoder.blocks.\1.dictionary_queries_image.\2.",
-    ),
-    (
-        r"decoder\.interactor\.layers\.(\d+)\.cross_attn_image_to_token\.(q|k|v|out)_proj\.",
-        r"decoder.blocks.\1.image_queries_dictionary.\2.",
-    ),
-    (r"decoder\.interactor\.layers\.(\d+)\.norm2\.", r"decoder.blocks.\1.norm_dictionary."),
-    (r"decoder\.interactor\.layers\.(\d+)\.norm4\.", r"decoder.blocks.\1.norm_image."),
-    (r"decoder\.interactor\.final_attn_token_to_image\.(q|k|v|out)_proj\.", r"decoder.final_attention.\1."),
-    (r"decoder\.interactor\.norm_final_attn\.", r"decoder.final_norm."),
-    (r"decoder\.upsampler\.1\.", r"decoder.upsampler.norm."),
-    (r"decoder\.output_hypernetwork_mlps\.layers\.0\.", r"decoder.dictionary_head.0."),
-    (r"decoder\.output_hypernetwork_mlps\.layers\.1\.", r"decoder.dictionary_head.2."),
-    (r"decoder\.output_hypernetwork_mlps\.layers\.2\.", r"decoder.dictionary_head.4."),
-)
-# Within a ConvNeXt block, and in the downsampling between two stages.
-BLOCK = {
-    "layer_scale": "gamma",
-    "block.0.": "conv_dw.",
-    "block.2.": "norm.",
-    "block.3.": "mlp.fc1.",
-    "block.5.": "mlp.fc2.",
-}
+# The authors' key -> ours. {} stands for one part of a key; the rest of the key follows unchanged.
+STAGES = [
+    template
+    for stage, place in enumerate((1, 3, 5, 7))
+    for template in (
+        (f"backbone.0.{place - 1}.{{}}.", f"encoder.backbone.stages_{stage}.downsample.{{}}." if stage else ""),
+        (f"backbone.0.{place}.{{}}.layer_scale", f"encoder.backbone.stages_{stage}.blocks.{{}}.gamma"),
+        (f"backbone.0.{place}.{{}}.block.0.", f"encoder.backbone.stages_{stage}.blocks.{{}}.conv_dw."),
+        (f"backbone.0.{place}.{{}}.block.2.", f"encoder.backbone.stages_{stage}.blocks.{{}}.norm."),
+        (f"backbone.0.{place}.{{}}.block.3.", f"encoder.backbone.stages_{stage}.blocks.{{}}.mlp.fc1."),
+        (f"backbone.0.{place}.{{}}.block.5.", f"encoder.backbone.stages_{stage}.blocks.{{}}.mlp.fc2."),
+    )
+    if template[1]
+]
+LAYER = "decoder.interactor.layers.{}."
+RENAMES = [
+    ("backbone.0.0.{}.", "encoder.backbone.stem_{}."),
+    *STAGES,
+    ("pe_layer.positional_encoding_gaussian_matrix", "decoder.position.gaussian"),
+    ("linear_c.{}.proj.", "encoder.mapping.{}."),
+    ("aggregator.", "encoder.aggregator."),
+    ("decoder.token.basic_queries.weight", "dictionary.static"),
+    ("decoder.token.token_mlp.", "dictionary.expand."),
+    ("decoder.feature_modulator.mlp1.proj.", "dictionary.modulator.project."),
+    ("decoder.feature_modulator.gmp_branch.1.", "dictionary.modulator.max_branch."),
+    ("decoder.feature_modulator.gap_branch.1.", "dictionary.modulator.avg_branch."),
+    ("decoder.feature_modulator.mlp2.", "dictionary.modulator.head."),
+    (LAYER + "cross_attn_token_to_image.{}_proj.", "decoder.blocks.{}.dictionary_queries_image.{}."),
+    (LAYER + "cross_attn_image_to_token.{}_proj.", "decoder.blocks.{}.image_queries_dictionary.{}."),
+    (LAYER + "norm2.", "decoder.blocks.{}.norm_dictionary."),
+    (LAYER + "norm4.", "decoder.blocks.{}.norm_image."),
+    ("decoder.interactor.final_attn_token_to_image.{}_proj.", "decoder.final_attention.{}."),
+    ("decoder.interactor.norm_final_attn.", "decoder.final_norm."),
+    ("decoder.upsampler.1.", "decoder.upsampler.norm."),
+    ("decoder.output_hypernetwork_mlps.layers.0.", "decoder.dictionary_head.0."),
+    ("decoder.output_hypernetwork_mlps.layers.1.", "decoder.dictionary_head.2."),
+    ("decoder.output_hypernetwork_mlps.layers.2.", "decoder.dictionary_head.4."),
+]
+
+HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    argparse.Namespace,
+    PosixPath,
+    PurePosixPath,
+    PureWindowsPath,
+]
+"""Types besides tensors and plain values that training scripts leave in their checkpoints, and that only hold data."""
 
 
 def load_legacy(path: Path) -> D2LS:
     """A Lightning checkpoint or bare state dict of the authors' code -> the network with its weights, in eval mode.
 
     Backbone, number of classes and of stages are read from the shapes. Raises MissingFileError, and WeightsError for a
-    file that holds anything but tensors and plain values, or whose keys or shapes do not fit (they are named).
+    file that holds anything but tensors and plain values, or whose keys or shapes do not fit (they are named as the
+    file names them).
     """
     state = read_legacy_state(path)
-    config = infer_config(state)
-    network = D2LS(config)
-    wanted = weights_of(network)
-    converted = convert_state(state)
-    for key, value in converted.items():
-        # Linear layers that are 1x1 convolutions here, and layer scales of shape [C, 1, 1].
-        if key in wanted and squeezed(value.shape) == squeezed(wanted[key].shape):
-            converted[key] = value.reshape(wanted[key].shape)
     try:
-        load_weights(network, converted)
-    except WeightsError as error:
+        network = D2LS(infer_config(state))
+        fill(network, state)
+    except (WeightsError, UsageError) as error:
         raise WeightsError(f"{path}: {error}") from error
     return network.eval()
 
 
 def read_legacy_state(path: Path) -> dict[str, Tensor]:
-    """The file's state dict, keys without `net.`. Lists of code to run, which a pickle can hold, are refused."""
+    """The file's state dict, keys without `net.`. What a pickle could run instead of holding data is refused."""
     if not path.is_file():
         raise MissingFileError(f"no such file: {path}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(HARMLESS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise WeightsError(f"{path} holds more than tensors and plain values and was not read: {reason}") from error
-    except (RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
-        raise WeightsError(f"{path} is not a checkpoint, or is damaged: {error}") from error
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f" ({found[1]})" if found else ""
+        raise WeightsError(
+            f"{path} holds more than tensors and plain values{what}; it was not read, since reading could run code"
+        ) from error
+    except Exception as error:  # torch's readers fail in many ways on files that are no checkpoints
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise WeightsError(f"{path} is not a checkpoint, or is damaged ({reason})") from error
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not state:
+        raise WeightsError(f"{path} holds no state dict (a mapping of names to tensors)")
+    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
         raise WeightsError(f"{path} holds no state dict (a mapping of names to tensors)")
     # A Lightning checkpoint keeps other things beside the network (losses, metrics); only `net.` is the network.
     if any(key.startswith(PREFIX) for key in state):
@@ -110,15 +121,14 @@ def read_legacy_state(path: Path) -> dict[str, Tensor]:
 def infer_config(state: Mapping[str, Tensor]) -> D2LSConfig:
     """Backbone, N, L, C', r and the number of bands, from the shapes of a legacy state dict."""
     try:
-        width, in_channels = state["backbone.0.0.0.weight"].shape[:2]
+        width, in_channels, _, _ = state["backbone.0.0.0.weight"].shape
         num_classes, embed_dim = state["decoder.token.basic_queries.weight"].shape
-        expanded = state["decoder.token.token_mlp.weight"].shape[0]
-    except (KeyError, ValueError) as error:
-        raise WeightsError(f"not a D2LS checkpoint of the authors' code: {error} is missing or misshapen") from error
-    depth = 1 + max((int(m[1]) for key in state if (m := re.match(r"backbone\.0\.5\.(\d+)\.", key))), default=-1)
-    stages = 1 + max(
-        (int(m[1]) for key in state if (m := re.match(r"decoder\.interactor\.layers\.(\d+)\.", key))), default=-1
-    )
+        expanded, _ = state["decoder.token.token_mlp.weight"].shape
+    except KeyError as error:
+        raise WeightsError(f"not a D2LS checkpoint of the authors' code: {error} is missing") from error
+    except ValueError as error:
+        raise WeightsError(f"not a D2LS checkpoint of the authors' code: a tensor is misshapen ({error})") from error
+    depth, stages = count(state, r"backbone\.0\.5\.(\d+)\."), count(state, r"decoder\.interactor\.layers\.(\d+)\.")
     if (width, depth) not in BACKBONES:
         raise WeightsError(
             f"unknown backbone: stem width {width} and {depth} blocks in stage 3; known are the ConvNeXt "
@@ -129,31 +139,53 @@ def infer_config(state: Mapping[str, Tensor]) -> D2LSConfig:
         num_classes=num_classes,
         embed_dim=embed_dim,
         stages=stages,
-        reduction=expanded // embed_dim,
+        reduction=expanded // max(1, embed_dim),
         in_channels=in_channels,
     )
 
 
-def convert_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Legacy keys -> ours, unused ones dropped. A key without a counterpart keeps its name (and fails to fit later)."""
-    return {convert_key(key): value for key, value in state.items() if not UNUSED.match(key)}
+def count(state: Mapping[str, Tensor], pattern: str) -> int:
+    """How many numbers, from 0, stand at the group of a pattern that keys begin with."""
+    return 1 + max((int(found[1]) for key in state if (found := re.match(pattern, key))), default=-1)
 
 
-def convert_key(key: str) -> str:
-    """One legacy key -> our key."""
-    if stage := re.match(r"backbone\.0\.([1-7])\.", key):
-        index, rest = int(stage[1]), key[stage.end() :]
-        if index % 2 == 0:  # downsampling opens timm's next stage
-            return f"encoder.backbone.stages_{index // 2}.downsample.{rest}"
-        block, _, inner = rest.partition(".")
-        for old, new in BLOCK.items():
-            if inner.startswith(old):
-                return f"encoder.backbone.stages_{index // 2}.blocks.{block}.{new}{inner.removeprefix(old)}"
-    for pattern, replacement in RENAMES:
-        new_key, hits = re.subn("^" + pattern, replacement, key)
-        if hits:
-            return new_key
-    return key
+def fill(network: D2LS, state: Mapping[str, Tensor]) -> None:
+    """Put a legacy state dict into a network. Raises WeightsError that names keys as the file does."""
+    wanted = weights_of(network)
+    converted: dict[str, Tensor] = {}
+    names = {key: legacy_key(key) for key in wanted}
+    for key, value in state.items():
+        if UNUSED.match(key):
+            continue
+        ours = convert_key(key)
+        if ours is None or ours not in wanted:
+            ours = f"left over: {key}"  # a name that is none of ours
+            names[ours] = key
+        # Linear layers that are 1x1 convolutions here, and layer scales of shape [C, 1, 1].
+        fits = ours in wanted and squeezed(value.shape) == squeezed(wanted[ours].shape)
+        converted[ours] = value.reshape(wanted[ours].shape) if fits else value
+    load_weights(network, converted, names=names)
+
+
+def convert_key(key: str) -> str | None:
+    """The authors' key -> ours; None for one that has no counterpart."""
+    return rename(key, [(theirs, ours) for theirs, ours in RENAMES])
+
+
+def legacy_key(key: str) -> str:
+    """Our key -> the authors'."""
+    theirs = rename(key, [(ours, theirs) for theirs, ours in RENAMES])
+    assert theirs is not None, key
+    return theirs
+
+
+def rename(key: str, templates: Sequence[tuple[str, str]]) -> str | None:
+    """The key with its beginning, as one template has it, replaced by the other's."""
+    for old, new in templates:
+        pattern = re.escape(old).replace(r"\{\}", r"([^.]+?)")
+        if found := re.match(pattern if old.endswith(".") else pattern + "$", key):
+            return new.format(*found.groups()) + key[found.end() :]
+    return None
 
 
 def squeezed(shape: torch.Size) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -52,6 +52,10 @@ class ModelDescription:
     def __post_init__(self) -> None:
         if not len(self.bands) == len(self.mean) == len(self.std) > 0:
             raise WeightsError(f"{len(self.bands)} bands, but {len(self.mean)} means and {len(self.std)} deviations")
+        if not all(band.strip() for band in self.bands) or len(set(self.bands)) < len(self.bands):
+            raise WeightsError(f"bands need names, each its own, got {list(self.bands)}")
+        if self.gsd_m is not None and not 0 < self.gsd_m < math.inf:
+            raise WeightsError(f"gsd_m must be a number of metres above 0, got {self.gsd_m}")
         if not self.value_range[0] < self.value_range[1]:
             raise WeightsError(f"value_range goes from a lower to a higher number, got {list(self.value_range)}")
         if any(not value > 0 for value in self.std):
@@ -74,7 +78,7 @@ class ModelDescription:
             "mean": list(self.mean),
             "std": list(self.std),
             "gsd_m": self.gsd_m,
-            "metrics": [vars(metric) for metric in self.metrics],
+            "metrics": [asdict(metric) for metric in self.metrics],
             "license": self.license,
             "training_data": self.training_data,
             "source": self.source,
@@ -157,9 +161,12 @@ class WeightsEntry:
             "description": None,
         }
         if (description := reader.take("description", dict, default=None)) is not None:
-            entry["description"] = ModelDescription.from_dict(description)
+            try:
+                entry["description"] = ModelDescription.from_dict(description)
+            except WeightsError as error:
+                raise WeightsError(f"{name}: {error}") from error
         reader.finish()
-        if entry["file"] is None:
+        if not entry["file"]:
             if entry["unpublished"] is None:
                 raise WeightsError(f"{name} has no file, and does not say why (unpublished)")
         elif missing := [key for key in ("sha256", "size", "num_params", "description") if entry[key] is None]:
@@ -240,7 +247,7 @@ class Reader:
 
     def typed(self, key: str, value: Any, kind: type) -> Any:
         """The value, if it is of that kind. Whole numbers pass as floats, True and False never as numbers."""
-        if kind is float and type(value) is int:
+        if kind is float and type(value) is int and abs(value) < 2**1023:
             value = float(value)
         if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
             raise WeightsError(f"{self.what}: {key} must be {kind.__name__}, got {value!r}")

@@ -13,7 +13,9 @@ from d2ls_infer.labels import LabelMap
 
 @dataclass(frozen=True)
 class Scores:
-    """All in 0..1. iou, f1, precision, recall: per class, NaN for a class neither in the truth nor predicted."""
+    """All in 0..1, per class. iou, f1: NaN for a class neither in the truth nor predicted; recall: NaN for one not in
+    the truth; precision: NaN for one never predicted.
+    """
 
     iou: np.ndarray
     f1: np.ndarray
@@ -77,8 +79,45 @@ class ConfusionMatrix:
         times = rng.multinomial(len(self.images), np.full(len(self.images), 1 / len(self.images)), resamples)
         drawn = np.tensordot(times, np.stack(self.images), axes=1)  # (resamples, N, N + 1)
         means = [score_counts(counts).mean(name, without=without) for counts in drawn]
+        if not np.isfinite(means).any():
+            return float("nan"), float("nan")
         low, high = np.nanquantile(means, [(1 - share) / 2, (1 + share) / 2])
         return float(low), float(high)
+
+
+class BoundaryIoU:
+    """IoU of the pixels of each class that lie within `width_px` of its boundary (Cheng et al., CVPR 2021).
+
+    A pixel is near the boundary of its class where a square of 2 * width_px + 1 around it leaves the class; beyond the
+    border of an image there is no class. Pixels with the ignore index as truth belong to no class and count nowhere.
+    """
+
+    def __init__(self, labels: LabelMap, width_px: int = 3) -> None:
+        self.labels, self.width_px = labels, width_px
+        self.shared = np.zeros(len(labels), np.int64)
+        self.united = np.zeros(len(labels), np.int64)
+
+    def add(self, truth: np.ndarray, predicted: np.ndarray) -> None:
+        """Count a pair of (H, W) class indices."""
+        labelled = truth != self.labels.ignore_index
+        for index in range(len(self.labels)):
+            true = inner_boundary(truth == index, self.width_px)
+            found = inner_boundary((predicted == index) & labelled, self.width_px)
+            self.shared[index] += int((true & found).sum())
+            self.united[index] += int((true | found).sum())
+
+    def scores(self) -> np.ndarray:
+        """(N,) in 0..1, NaN for a class neither in the truth nor predicted."""
+        return divide(self.shared, self.united)
+
+
+def inner_boundary(mask: np.ndarray, width_px: int) -> np.ndarray:
+    """The pixels of a (H, W) bool mask from which a step of `width_px` or less, also diagonal, leads out of it."""
+    inside: np.ndarray = np.pad(mask, width_px)
+    for axis in (0, 1):  # a square is eroded along one axis after the other
+        windows = np.lib.stride_tricks.sliding_window_view(inside, 2 * width_px + 1, axis=axis)
+        inside = np.asarray(windows.all(-1))
+    return np.asarray(mask & ~inside)
 
 
 def score_counts(counts: np.ndarray) -> Scores:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import operator
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -50,6 +51,11 @@ class PredictOptions:
     scale: Scale | str | None = None
 
     def __post_init__(self) -> None:
+        for name in ("tile_size", "batch_size"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, operator.index(value))
+        if self.tile_size < 1:
+            raise UsageError(f"tile size must be at least 1 pixel, got {self.tile_size}; try 512")
         TileGrid(self.tile_size, self.tile_size, self.tile_size, self.overlap_px)
         if self.blend not in WINDOWS:
             raise UsageError(f"unknown blending window {self.blend!r}; known are {', '.join(WINDOWS)}")
@@ -57,6 +63,8 @@ class PredictOptions:
             raise UsageError(f"batch size must be at least 1, got {self.batch_size}")
         if isinstance(self.bands, str):
             object.__setattr__(self, "bands", tuple(parse_bands(self.bands)))
+        elif self.bands is not None:
+            object.__setattr__(self, "bands", tuple(map(operator.index, self.bands)))
         if isinstance(self.scale, str):
             object.__setattr__(self, "scale", parse_scale(self.scale))
 
@@ -147,13 +155,14 @@ def predict_raster(
     (also an OSError) where reading or writing fails. Whatever happens, no half-written output is left.
     """
     settings = PredictOptions(**options)
-    segmenter = load_model(model) if isinstance(model, str | Path) else model
-    name = str(getattr(segmenter, "name", type(segmenter).__name__))
+    weights = find_weights(model) if isinstance(model, str | Path) else None
+    known: Any = model if weights is None else weights.description
+    name = str(getattr(model, "name", type(model).__name__)) if weights is None else weights.name
     if output is None or Path(output).is_dir():
         output = default_output(source, name, Path(output) if output else None)
     check_output(Path(output), source=str(source), overwrite=overwrite)
-    value_range = getattr(segmenter, "value_range", None)
-    with settings.open(source, bands=segmenter.bands, value_range=value_range) as scene:
+    with settings.open(source, bands=known.bands, value_range=getattr(known, "value_range", None)) as scene:
+        segmenter: Any = model if weights is None else load_segmenter(weights)
         warn_of_type(scene)
         with RasterWriter.create(
             Path(output),
@@ -212,7 +221,7 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
-        self.seconds: Counter[str] = Counter()
+        self.seconds: Counter[str] = Counter(read=0, score=0, write=0)
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:

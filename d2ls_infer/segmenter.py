@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, get_args, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from d2ls_infer.errors import UsageError
+from d2ls_infer.errors import D2LSError, UsageError
 from d2ls_infer.labels import NODATA, LabelMap
 from d2ls_infer.manifest import ModelDescription
 from d2ls_infer.nn import D2LS, autocast
@@ -82,36 +84,109 @@ class D2LSSegmenter:
         assert isinstance(logits, Tensor)
         return logits.float().softmax(1)
 
-    def predict(
-        self, array: np.ndarray, *, tile_size: int = 512, overlap: int | float | str = 0.25, blend_window: str = "hann"
-    ) -> np.ndarray:
-        """(bands, H, W) raw pixel values -> (H, W) uint8 class indices, 255 where a value is not a finite number.
+    def predict(self, array: np.ndarray, **options: Any) -> np.ndarray:
+        """(bands, H, W) raw pixel values -> (H, W) uint8 class indices; see `predict_array`."""
+        return predict_array(self, array, **options)
 
-        Tiled and blended as `predict_raster` does it. Raises UsageError for another number of bands or dimensions.
-        """
-        if array.ndim != 3 or len(array) != len(self.bands) or 0 in array.shape:
-            raise UsageError(
-                f"the model takes an array of shape ({len(self.bands)}, height, width) with the bands "
-                f"{', '.join(self.bands)}; got {array.shape}"
-            )
-        if array.dtype.kind not in "uif":
-            raise UsageError(f"the model takes whole or real numbers, got {array.dtype}")
-        values = array if array.dtype == np.uint8 else array.astype(np.float32)
-        valid = np.isfinite(values).all(axis=0)
-        values = np.where(valid, values, values.dtype.type(self.value_range[0]))
-        height, width = valid.shape
-        grid = TileGrid(height, width, tile_size, parse_overlap(overlap, tile_size))
-        tiles = (
-            (tile, (values[:, *where], valid[where]))
-            for tile in grid
-            for where in [(slice(tile.row, tile.row + tile.height), slice(tile.col, tile.col + tile.width))]
+
+def predict_array(
+    segmenter: Segmenter,
+    array: np.ndarray,
+    *,
+    tile_size: int = 512,
+    overlap: int | float | str = 0.25,
+    blend_window: str = "hann",
+    batch_size: int = 1,
+) -> np.ndarray:
+    """(bands, H, W) raw pixel values -> (H, W) uint8 class indices, 255 where a value is not a finite number.
+
+    Tiled and blended as `predict_raster` does it. Raises UsageError for another number of bands or dimensions.
+    """
+    bands = segmenter.bands
+    if array.ndim != 3 or len(array) != len(bands) or 0 in array.shape:
+        raise UsageError(
+            f"the model takes an array of shape ({len(bands)}, height, width) with the bands {', '.join(bands)}; "
+            f"got {array.shape}"
         )
-        rows = blend(self.score, tiles, grid, channels=len(self.labels), window=blend_window, device=self.device)
-        return np.concatenate([decide(part.scores, part.covered) for part in rows])
+    if array.dtype.kind not in "uif":
+        raise UsageError(f"the model takes whole or real numbers, got {array.dtype}")
+    value_range = getattr(segmenter, "value_range", None)
+    valid = np.isfinite(array).all(axis=0)
+    if array.dtype == np.uint8:
+        values = array
+    else:  # clipped as a scene's values are
+        values = np.where(valid, array, value_range[0] if value_range else 0)
+        values = (np.clip(values, *value_range) if value_range else values).astype(np.float32)
+    height, width = valid.shape
+    grid = TileGrid(height, width, tile_size, parse_overlap(overlap, tile_size))
+    tiles = (
+        (tile, (values[:, *where], valid[where]))
+        for tile in grid
+        for where in [(slice(tile.row, tile.row + tile.height), slice(tile.col, tile.col + tile.width))]
+    )
+    rows = blend(
+        segmenter.score,
+        tiles,
+        grid,
+        channels=len(segmenter.labels),
+        window=blend_window,
+        batch_size=batch_size,
+        device=getattr(segmenter, "device", "cpu"),
+    )
+    return np.concatenate([decide(part.scores, part.covered) for part in rows])
+
+
+TTA: dict[str, tuple[tuple[int, bool, float], ...]] = {
+    "none": ((0, False, 1.0),),
+    "flip": ((0, False, 1.0), (0, True, 1.0), (2, True, 1.0)),
+    "d4": tuple((turns, flip, 1.0) for flip in (False, True) for turns in range(4)),
+    "multiscale": tuple((0, flip, scale) for scale in (0.75, 1.0, 1.25) for flip in (False, True)),
+}
+"""Test-time augmentation by name: the views of a tile as (quarter turns, mirrored, magnification)."""
+
+
+class AugmentedSegmenter:
+    """A segmenter whose scores are the mean over several views of each tile, turned back; see `TTA`.
+
+    Costs as many times the original as there are views. Raises UsageError for an unknown name.
+    """
+
+    def __init__(self, segmenter: Segmenter, mode: str) -> None:
+        if mode not in TTA:
+            raise UsageError(f"unknown test-time augmentation {mode!r}; known are {', '.join(TTA)}")
+        self.segmenter, self.views = segmenter, TTA[mode]
+        self.labels, self.bands = segmenter.labels, segmenter.bands
+        for name in ("value_range", "device", "dtype", "name", "sha256"):
+            if hasattr(segmenter, name):
+                setattr(self, name, getattr(segmenter, name))
+
+    def score(self, batch: Tensor) -> Tensor:
+        """(B, bands, H, W) raw pixel values -> (B, K, H, W) mean scores."""
+        total = torch.zeros(0)
+        for index, (turns, mirrored, scale) in enumerate(self.views):
+            view = torch.rot90(batch.flip(-1) if mirrored else batch, turns, (-2, -1))
+            scores = self.segmenter.score(resized(view, scale))
+            scores = torch.rot90(resized(scores, 1 / scale, view.shape[-2:]), -turns, (-2, -1))
+            scores = scores.flip(-1) if mirrored else scores
+            total = scores.float() if index == 0 else total + scores
+        return total / len(self.views)
+
+
+def resized(images: Tensor, scale: float, size: Sequence[int] | None = None) -> Tensor:
+    """(B, C, H, W) magnified, or brought to a size; as it is where nothing changes."""
+    if scale == 1:
+        return images
+    size = size or [max(1, round(side * scale)) for side in images.shape[-2:]]
+    return F.interpolate(images.float(), tuple(size), mode="bilinear", align_corners=False, antialias=scale < 1)
 
 
 def decide(scores: Tensor, covered: Tensor) -> np.ndarray:
-    """Scores (K, rows, width), covered (rows, width) bool -> (rows, width) uint8: the best class, or nodata."""
+    """Scores (K, rows, width), covered (rows, width) bool -> (rows, width) uint8: the best class, or nodata.
+
+    Raises D2LSError where a covered pixel's scores are no finite numbers: the largest of those would mean nothing.
+    """
+    if not (scores.isfinite().all(0) | ~covered).all():
+        raise D2LSError("the model gave scores that are not finite numbers; try precision float32")
     labels: np.ndarray = scores.argmax(0).to(torch.uint8).where(covered, NODATA).cpu().numpy()
     return labels
 
@@ -122,8 +197,8 @@ def choose_device(name: str) -> torch.device:
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.zeros(1, device=device).item()  # a meta tensor has no value
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         raise UsageError(f"device {name!r} is not there: {str(error).splitlines()[0]}; try auto or cpu") from error
     return device
 

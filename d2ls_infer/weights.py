@@ -110,7 +110,7 @@ def save_weights(path: Path, state: Mapping[str, Tensor], description: ModelDesc
     """Write a weights file that describes itself."""
     from safetensors.torch import save
 
-    metadata = {METADATA_KEY: json.dumps(description.to_dict())}
+    metadata = {METADATA_KEY: json.dumps(description.to_dict(), allow_nan=False)}
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(save({key: value.contiguous() for key, value in state.items()}, metadata))
     partial.replace(path)

@@ -9,6 +9,7 @@ import click
 
 from d2ls_infer import __version__
 from d2ls_infer.cli.convert import convert
+from d2ls_infer.cli.evaluate import evaluate
 from d2ls_infer.cli.models import models
 from d2ls_infer.cli.predict import predict
 from d2ls_infer.errors import D2LSError
@@ -39,5 +40,6 @@ def main() -> None:
 
 
 main.add_command(predict)
+main.add_command(evaluate)
 main.add_command(models)
 main.add_command(convert)

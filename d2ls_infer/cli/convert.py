@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from d2ls_infer.cli import options
-from d2ls_infer.errors import OutputExistsError, UsageError
+from d2ls_infer.errors import OutputExistsError, UsageError, WeightsError
 
 # What the authors' training code normalises by: ImageNet's values, on 0..1 of 8-bit images.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -39,6 +39,10 @@ def convert(
 
     Backbone, number of classes and of stages are read from the tensors' shapes. Nothing in the file is executed.
     """
+    if output.is_dir():
+        raise UsageError(f"{output} is a folder, not a file to write")
+    if output.exists() and checkpoint.exists() and output.samefile(checkpoint):
+        raise UsageError(f"the output is the checkpoint itself: {output}")
     if output.exists() and not overwrite:
         raise OutputExistsError(f"{output} exists; give --overwrite to replace it")
     if not output.resolve().parent.is_dir():
@@ -57,21 +61,26 @@ def convert(
     config = network.config
     if len(names) != config.num_classes:
         raise UsageError(f"{checkpoint} has {config.num_classes} classes, but --classes names {len(names)}")
-    if len(band_names) != config.in_channels or len(band_names) != len(IMAGENET_MEAN):
+    if config.in_channels != len(IMAGENET_MEAN):
+        raise UsageError(f"{checkpoint} takes {config.in_channels} bands; the authors' normalisation is for 3")
+    if len(band_names) != config.in_channels:
         raise UsageError(f"{checkpoint} takes {config.in_channels} bands, but --bands names {len(band_names)}")
-    description = ModelDescription(
-        config=config.to_dict(),
-        labels=labels,
-        bands=band_names,
-        value_range=(0.0, 255.0),
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        gsd_m=gsd,
-        metrics=(),
-        license=license_,
-        training_data=training_data,
-        source=f"converted from {checkpoint.name}",
-    )
+    try:
+        description = ModelDescription(
+            config=config.to_dict(),
+            labels=labels,
+            bands=band_names,
+            value_range=(0.0, 255.0),
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            gsd_m=gsd,
+            metrics=(),
+            license=license_,
+            training_data=training_data,
+            source=f"converted from {checkpoint.name}",
+        )
+    except WeightsError as error:
+        raise UsageError(str(error)) from error
     save_weights(output, weights_of(network), description)
     click.echo(
         f"{output}: {config.backbone}, {config.num_classes} classes, {count_parameters(network) / 1e6:.2f} M parameters"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,17 +19,10 @@ if TYPE_CHECKING:
 @click.argument("scenes", metavar="SCENE...", nargs=-1, required=True)
 @options.model
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path),
+    "-o", "--output", "output_text", metavar="PATH",
     help="File to write, or a folder for STEM_d2ls-MODEL.tif. By default beside each scene.",
 )  # fmt: skip
-@click.option("--tile-size", type=int, default=512, show_default=True, help="Side of a tile in pixels.")
-@click.option(
-    "--overlap", default="0.25", show_default=True, help="Of neighbouring tiles: pixels, or a share of a tile."
-)
-@click.option(
-    "--blend", type=click.Choice(["hann", "gaussian", "linear", "none"]), default="hann", show_default=True,
-    help="How overlapping tiles are weighed; none cuts between their centres.",
-)  # fmt: skip
+@options.tiles
 @click.option("-b", "--batch-size", type=int, help="Tiles at once.  [default: 1 on a CPU, else 8]")
 @options.device
 @options.precision
@@ -42,7 +36,7 @@ if TYPE_CHECKING:
 def predict(
     scenes: tuple[str, ...],
     model: str,
-    output: Path | None,
+    output_text: str | None,
     tile_size: int,
     overlap: str,
     blend: str,
@@ -70,11 +64,15 @@ def predict(
         "bands": bands, "scale": scale,
     }  # fmt: skip
     plan = PredictOptions(**settings)  # type: ignore[arg-type]
+    output = Path(output_text) if output_text else None
+    if output_text and output_text.endswith(("/", os.sep)) and not Path(output_text).is_dir():
+        raise UsageError(f"no such folder: {output_text}")
     folder = output if output is not None and output.is_dir() else None
     if len(scenes) > 1 and output is not None and folder is None:
         raise UsageError(f"{len(scenes)} scenes, but one output: {output} is not a folder")
     outputs = [output if output and not folder else default_output(scene, weights.name, folder) for scene in scenes]
-    if twice := {str(path) for path in outputs if outputs.count(path) > 1}:
+    places = [path.resolve() for path in outputs]
+    if twice := {str(path) for path, place in zip(outputs, places, strict=True) if places.count(place) > 1}:
         raise UsageError(f"several scenes would be written to {', '.join(sorted(twice))}")
     # What can be wrong with the last scene is said before the first one takes its hours.
     for scene, path in zip(scenes, outputs, strict=True):
@@ -82,29 +80,10 @@ def predict(
         check_output(path, source=scene, overwrite=overwrite)
     segmenter = load_segmenter(weights, device=device, precision=precision)  # type: ignore[arg-type]
     for scene, path in zip(scenes, outputs, strict=True):
-        with ProgressBar(Path(scene).name, quiet=quiet) as bar:
-            result = predict_raster(segmenter, scene, path, overwrite=overwrite, progress=bar.update, **settings)
+        with options.progress_bar(Path(scene).name, unit="tile", quiet=quiet) as bar:
+            result = predict_raster(segmenter, scene, path, overwrite=overwrite, progress=bar, **settings)
         if not quiet:
             click.echo(summary(result))
-
-
-class ProgressBar:
-    """Tiles done, their rate and the time left, on standard error; silent where that is no terminal."""
-
-    def __init__(self, title: str, *, quiet: bool) -> None:
-        from tqdm import tqdm
-
-        self.bar = tqdm(desc=title, unit="tile", disable=True if quiet else None, leave=False)
-
-    def __enter__(self) -> ProgressBar:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()
-
-    def update(self, done: int, total: int) -> None:
-        self.bar.total = total
-        self.bar.update(done - self.bar.n)
 
 
 def summary(result: PredictResult) -> str:

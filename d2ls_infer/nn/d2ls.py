@@ -116,22 +116,23 @@ def weights_of(network: nn.Module) -> dict[str, Tensor]:
     return {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
 
 
-def load_weights(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, names: Mapping[str, str] | None = None) -> None:
     """Put tensors into the network, whatever their precision; every key must be there, and none may be left over.
 
-    Raises WeightsError that names missing, left-over and misshapen keys, and tensors that hold anything but numbers.
+    names: what to call keys in errors. Raises WeightsError that names missing, left-over and misshapen keys, and
+    tensors that hold anything but numbers.
     """
-    wanted = weights_of(network)
+    wanted, names = weights_of(network), names or {}
     problems = []
-    if missing := sorted(set(wanted) - set(state)):
-        problems.append("missing " + ", ".join(missing))
-    if left_over := sorted(set(state) - set(wanted)):
-        problems.append("left over " + ", ".join(left_over))
+    for what, keys in (("missing", set(wanted) - set(state)), ("left over", set(state) - set(wanted))):
+        if keys:
+            problems.append(f"{what} {', '.join(sorted(names.get(key, key) for key in keys))}")
     for key in sorted(set(state) & set(wanted)):
-        if state[key].shape != wanted[key].shape:
-            problems.append(f"{key} has shape {tuple(state[key].shape)}, not {tuple(wanted[key].shape)}")
-        elif not state[key].is_floating_point() or not state[key].isfinite().all():
-            problems.append(f"{key} holds values that are not finite numbers")
+        value, fit = state[key], wanted[key]
+        if value.shape != fit.shape:
+            problems.append(f"{names.get(key, key)} has shape {tuple(value.shape)}, not {tuple(fit.shape)}")
+        elif not value.is_floating_point() or not value.to(fit.dtype).isfinite().all():
+            problems.append(f"{names.get(key, key)} holds values that are not finite numbers")
     if problems:
         raise WeightsError("the weights do not fit the network: " + "; ".join(problems))
     network.load_state_dict(dict(state), strict=False)  # strict but for the counters: checked above

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -91,8 +92,13 @@ class PositionalEncoding(nn.Module):
         self.gaussian: Tensor
         self.register_buffer("gaussian", torch.randn(2, embed_dim // 2))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PositionalEncoding:
+        # `.half()` and `.double()` of the network move this buffer, but do not round it.
+        self.gaussian = self.gaussian.to(fn(self.gaussian).device)
+        return self
+
     def forward(self, height: int, width: int) -> Tensor:
-        gaussian = self.gaussian.float()
+        gaussian = self.gaussian
         rows = (torch.arange(height, device=gaussian.device, dtype=torch.float32) + 0.5) / height
         cols = (torch.arange(width, device=gaussian.device, dtype=torch.float32) + 0.5) / width
         y, x = torch.meshgrid(2 * rows - 1, 2 * cols - 1, indexing="ij")

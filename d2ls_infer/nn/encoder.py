@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -65,7 +66,7 @@ class Encoder(nn.Module):
         """The raw stage outputs F1..F4, each (B, Ci, H/stride, W/stride)."""
         if self.slow_in_bfloat16 and pixels.device.type == "cpu":
             with torch.autocast(pixels.device.type, enabled=False):
-                features = self.backbone(pixels.float())
+                features = self.backbone(pixels.to(self.aggregator.weight.dtype))
         else:
             features = self.backbone(pixels)
         features = [features[level] for level in self.levels]
@@ -74,22 +75,25 @@ class Encoder(nn.Module):
         return features
 
 
-def create_backbone(name: str, *, in_channels: int, pretrained: bool) -> nn.Module:
+def create_backbone(name: str, *, in_channels: int, pretrained: bool | Path) -> nn.Module:
     """A timm `features_only` backbone with features at the strides 4, 8, 16 and 32 (and perhaps at others).
 
-    Raises UsageError for a name timm does not know and for a model without those strides.
+    pretrained: whether to fetch timm's ImageNet weights, or the file that holds them. Raises UsageError for a name timm
+    does not know and for a model without those strides.
     """
     if not timm.is_model(name):
         raise UsageError(f"unknown backbone {name!r}: timm {timm.__version__} has no model of that name")
     # Windowed transformers take any size only when they are told so; the other models do not know the option.
     options: dict[str, Any] = {"strict_img_size": False} if "swin" in name else {}
+    if isinstance(pretrained, Path):
+        options["pretrained_cfg_overlay"] = {"file": str(pretrained)}
     try:
         backbone: nn.Module = timm.create_model(
-            name, pretrained=pretrained, in_chans=in_channels, features_only=True, **options
+            name, pretrained=bool(pretrained), in_chans=in_channels, features_only=True, **options
         )
         strides = feature_info(backbone).reduction()
     except (RuntimeError, AttributeError) as error:
-        raise UsageError(f"backbone {name!r} gives no feature pyramid: {error}") from error
+        raise UsageError(f"cannot make a feature pyramid of the backbone {name!r}: {error}") from error
     if not set(STRIDES) <= set(strides):
         raise UsageError(f"backbone {name!r} has strides {strides}, but {list(STRIDES)} are needed")
     return backbone

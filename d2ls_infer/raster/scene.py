@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -12,8 +12,11 @@ from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import rasterio
+from rasterio import warp
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
+from rasterio.env import get_gdal_config, set_gdal_config
+from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning, RasterioError, RasterioIOError
+from rasterio.io import MemoryFile
 from rasterio.windows import Window
 
 from d2ls_infer.errors import MissingFileError, RasterError, UsageError
@@ -22,6 +25,10 @@ from d2ls_infer.tiling import Tile, TileGrid
 PERCENTILE_SIDE = 1024
 """Percentiles of a scene are taken from a copy thinned to at most this many rows and columns."""
 
+
+STRICT = {"GDAL_ERROR_ON_LIBJPEG_WARNING": True, "GDAL_PNG_WHOLE_IMAGE_OPTIM": False}
+"""GDAL's settings to open and to read with. Without them truncated JPEG data come out as grey, with a warning only, and
+a truncated PNG that is read whole comes out as noise, without one."""
 
 WGS84_A = 6_378_137.0
 WGS84_E2 = 6.694379990141e-3
@@ -38,9 +45,15 @@ class Scale:
     high: float
     kind: Literal["values", "percentiles"] = "values"
 
+    def __post_init__(self) -> None:
+        if not self.low < self.high or not np.isfinite([self.low, self.high]).all():
+            raise UsageError(f"a scale goes from a lower to a higher number, got {self.low:g},{self.high:g}")
+        if self.kind == "percentiles" and not (self.low >= 0 and self.high <= 100):
+            raise UsageError(f"percentiles lie between p0 and p100, got {self.low:g},{self.high:g}")
+
     def __str__(self) -> str:
         mark = "p" if self.kind == "percentiles" else ""
-        return f"{mark}{self.low:g},{mark}{self.high:g}"
+        return ",".join(mark + (f"{v:g}" if float(f"{v:g}") == v else repr(v)) for v in (self.low, self.high))
 
 
 class Pixels(NamedTuple):
@@ -77,12 +90,15 @@ class Scene:
         self.clipped_values = 0
         self.seen_values = 0
         with ExitStack() as stack:
-            # Truncated JPEG data would otherwise come out as grey, with a warning only.
-            stack.enter_context(rasterio.Env(GDAL_ERROR_ON_LIBJPEG_WARNING=True))
             self.dataset = stack.enter_context(open_dataset(self.path))
             self.bands = choose_bands(self.dataset, bands_needed, bands)
             self.dtype = common_dtype(self.path, [self.dataset.dtypes[band - 1] for band in self.bands])
-            stack.enter_context(rasterio.Env(GDAL_CACHEMAX=cache_bytes(self.dataset, self.dtype)))
+            self.cache_bytes = cache_bytes(self.dataset, self.dtype)
+            self.alpha_bands = [
+                band
+                for band in self.dataset.indexes
+                if self.dataset.colorinterp[band - 1] == ColorInterp.alpha and band not in self.bands
+            ]
             self.as_it_is = self.dtype == np.uint8 and scale is None
             self.raw_limits = self.find_limits(scale)
             self._closing = stack.pop_all()
@@ -119,22 +135,31 @@ class Scene:
     def row_areas_m2(self) -> np.ndarray | None:
         """(height,) square metres of a pixel of each row; None without a coordinate system or a transform.
 
-        From the transform for a projected system; for degrees from the ellipsoid's radii at the row's latitude.
+        A projection that is true to a hundredth is taken at its word, by the transform. Of others (Mercator, and
+        degrees), pixel sides are taken to longitude and latitude, and to metres by the ellipsoid's radii there.
         """
         crs, transform = self.dataset.crs, self.dataset.transform
-        if not crs or transform.is_identity:
+        if not crs or transform.is_identity or not (crs.is_projected or crs.is_geographic):
             return None
-        area = abs(transform.determinant)
-        if crs.is_projected:
-            return np.full(self.height, area * crs.linear_units_factor[1] ** 2)
-        if not crs.is_geographic:
-            return None
-        _, latitudes = transform * (np.full(self.height, self.width / 2), np.arange(self.height) + 0.5)
-        phi = np.radians(latitudes)
-        curvature = 1 - WGS84_E2 * np.sin(phi) ** 2
+        # Sides of about 100 units: of a few centimetres, the rounding of a map projection would be seen.
+        side = 100 / abs(transform.determinant) ** 0.5 if crs.is_projected else 1.0
+        row, col = np.arange(self.height) + 0.5, np.full(self.height, self.width / 2)
+        rows = np.concatenate([row, row, row - side / 2, row + side / 2])
+        cols = np.concatenate([col - side / 2, col + side / 2, col, col])
+        east = transform.a * cols + transform.b * rows + transform.c
+        north = transform.d * cols + transform.e * rows + transform.f
+        lon, lat = (np.asarray(v).reshape(4, -1) for v in warp.transform(crs, "EPSG:4326", east, north))
+        curvature = 1 - WGS84_E2 * np.sin(phi := np.radians(lat.mean(0))) ** 2
         meridian, normal = WGS84_A * (1 - WGS84_E2) / curvature**1.5, WGS84_A / np.sqrt(curvature)
-        areas: np.ndarray = area * np.radians(1) ** 2 * meridian * normal * np.cos(phi)
-        return areas
+        d_lon = (np.stack([lon[1] - lon[0], lon[3] - lon[2]]) + 180) % 360 - 180  # across the date line too
+        x = np.radians(d_lon) * normal * np.cos(phi)
+        y = np.radians(np.stack([lat[1] - lat[0], lat[3] - lat[2]])) * meridian
+        areas: np.ndarray = np.abs(x[0] * y[1] - x[1] * y[0]) / side**2
+        if crs.is_projected:
+            planar = np.full(self.height, abs(transform.determinant) * crs.linear_units_factor[1] ** 2)
+            if not np.isfinite(areas).all() or np.allclose(areas, planar, rtol=0.01):
+                return planar
+        return areas if np.isfinite(areas).all() else None
 
     @property
     def clipped_share(self) -> float:
@@ -162,25 +187,35 @@ class Scene:
     def rows(self, start: int, stop: int) -> Pixels:
         """Rows `start` to `stop`, scaled. Raises RasterError that names the rows where the file cannot be read."""
         window = Window(0, start, self.width, stop - start)
-        with reading(f"{self.path}, rows {start} to {stop - 1}"):
-            raw = self.dataset.read(self.bands, window=window)
+        with reading(f"{self.path}, rows {start} to {stop - 1}", self.cache_bytes):
+            raw = self.read_raw(window=window)
             valid = self.read_valid(raw, window=window)
         return Pixels(self.scaled(raw, valid), valid)
+
+    def read_raw(self, **where: Any) -> np.ndarray:
+        """(bands, h, w) as in the file; rasterio itself does not read bands of several types at once."""
+        if len({self.dataset.dtypes[band - 1] for band in self.bands}) == 1:
+            return np.asarray(self.dataset.read(self.bands, **where))
+        return np.stack([self.dataset.read(band, **where).astype(self.dtype) for band in self.bands])
 
     def read_valid(self, raw: np.ndarray, **where: Any) -> np.ndarray:
         """(h, w) bool: which pixels of the raw values (bands, h, w), read with the same arguments, are valid."""
         valid = np.ones(raw.shape[1:], bool)
         if self.uses_mask():
-            valid = (self.dataset.read_masks(self.bands, **where) > 0).any(axis=0)
+            valid = np.any([self.dataset.read_masks(band, **where) > 0 for band in self.bands], axis=0)
+        for band in self.alpha_bands:
+            valid &= self.dataset.read(band, **where) > 0
         if raw.dtype.kind == "f":
-            valid &= np.isfinite(raw).all(axis=0)
+            with np.errstate(over="ignore"):
+                valid &= np.isfinite(raw.astype(np.float32) if self.value_range is None else raw).all(axis=0)
         return valid
 
     def uses_mask(self) -> bool:
         """Whether the file marks invalid pixels by anything but a band that is read as data."""
-        flags = {flag for band in self.bands for flag in self.dataset.mask_flag_enums[band - 1]}
-        alpha_is_data = any(self.dataset.colorinterp[band - 1] == ColorInterp.alpha for band in self.bands)
-        return MaskFlags.all_valid not in flags and not (MaskFlags.alpha in flags and alpha_is_data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NodataShadowWarning)
+            flags = {flag for band in self.bands for flag in self.dataset.mask_flag_enums[band - 1]}
+        return not flags & {MaskFlags.all_valid, MaskFlags.alpha}
 
     def find_limits(self, scale: Scale | None) -> tuple[np.ndarray, np.ndarray] | None:
         """The raw values (bands, 1, 1) that go to the ends of the value range; None where nothing is scaled."""
@@ -198,9 +233,9 @@ class Scene:
     def percentiles(self, low: float, high: float) -> np.ndarray:
         """(2, bands): the two percentiles of each band over a thinned copy's valid pixels."""
         shape = (min(self.height, PERCENTILE_SIDE), min(self.width, PERCENTILE_SIDE))
-        options = {"out_shape": (len(self.bands), *shape), "resampling": Resampling.nearest}
-        with reading(self.path):
-            raw = self.dataset.read(self.bands, **options)
+        options = {"out_shape": shape, "resampling": Resampling.nearest}
+        with reading(self.path, self.cache_bytes):
+            raw = np.stack([self.dataset.read(band, **options).astype(self.dtype) for band in self.bands])
             valid = self.read_valid(raw, **options)
         if not valid.any():
             return np.full((2, len(self.bands)), [[0.0], [1.0]])
@@ -212,7 +247,8 @@ class Scene:
         """Raw values (bands, h, w) -> the model's, with invalid pixels filled."""
         fill = self.value_range[0] if self.value_range else 0
         if self.raw_limits is None:
-            values = raw.astype(np.uint8 if self.as_it_is else np.float32)
+            with np.errstate(over="ignore", invalid="ignore"):
+                values = raw.astype(np.uint8 if self.as_it_is else np.float32)
         else:
             assert self.value_range is not None
             (low, high), (start, stop) = self.raw_limits, self.value_range
@@ -226,28 +262,34 @@ class Scene:
 
 
 @contextmanager
-def reading(what: str) -> Iterator[None]:
+def reading(what: str, cache_bytes: int | None = None) -> Iterator[None]:
     """Turn rasterio's errors into a RasterError that says what was being read."""
+    before = get_gdal_config("GDAL_CACHEMAX")  # belongs to the process, and Env does not set it back
+    settings = {} if cache_bytes is None else {"GDAL_CACHEMAX": cache_bytes}
     try:
-        yield
+        with warnings.catch_warnings(), rasterio.Env(**STRICT, **settings):
+            warnings.simplefilter("ignore", NodataShadowWarning)
+            yield
     except RasterioError as error:
         # rasterio says only where to look; GDAL's own words are in the error behind it.
         reason = error.__cause__ or error
         raise RasterError(f"cannot read {what}: {reason}") from error
+    finally:
+        set_gdal_config("GDAL_CACHEMAX", before)
 
 
 @contextmanager
 def open_dataset(path: str) -> Iterator[Any]:
     """rasterio's dataset of a file or any other address that GDAL takes."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), rasterio.Env(**STRICT):
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # plain images are welcome
             dataset = rasterio.open(path)
     except RasterioIOError as error:
         if "://" not in path and not path.startswith("/vsi") and not Path(path).exists():
             raise MissingFileError(f"no such file: {path}") from error
         raise UsageError(f"{path} is not a raster that GDAL can open: {error}") from error
-    with dataset:
+    with closing(dataset):  # its own context manager belongs to a thread
         yield dataset
 
 
@@ -291,13 +333,24 @@ def common_dtype(path: str, names: Sequence[str]) -> np.dtype[Any]:
 
 def read_array(path: str | Path) -> np.ndarray:
     """(bands, H, W) of a whole raster, as it is in the file."""
-    with rasterio.Env(GDAL_ERROR_ON_LIBJPEG_WARNING=True), open_dataset(str(path)) as dataset, reading(str(path)):
+    with open_dataset(str(path)) as dataset, reading(str(path)):
         array: np.ndarray = dataset.read()
         return array
 
 
+def png_bytes(picture: np.ndarray) -> bytes:
+    """A (1 or 3, h, w) uint8 picture as the bytes of a PNG file."""
+    bands, height, width = picture.shape
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with MemoryFile() as memory:
+            with memory.open(driver="PNG", dtype="uint8", count=bands, height=height, width=width) as dataset:
+                dataset.write(picture)
+            return bytes(memory.read())
+
+
 def parse_bands(text: str) -> list[int]:
-    """ "4,1,2" -> [4, 1, 2]. Raises UsageError for anything but whole numbers from 1, or a band named twice."""
+    """ "4,1,2" -> [4, 1, 2]. Raises UsageError for anything but whole numbers from 1."""
     try:
         bands = [int(part) for part in text.split(",")]
     except ValueError as error:
@@ -317,8 +370,7 @@ def parse_scale(text: str) -> Scale:
         low, high = (float(part) for part in parts)
     except ValueError as error:
         raise UsageError(f"a scale is MIN,MAX such as 0,10000, or percentiles such as p2,p98; got {text!r}") from error
-    if not low < high or not np.isfinite([low, high]).all():
-        raise UsageError(f"a scale goes from a lower to a higher number, got {text!r}")
-    if kind == "percentiles" and not (low >= 0 and high <= 100):
-        raise UsageError(f"percentiles lie between p0 and p100, got {text!r}")
-    return Scale(low, high, kind)
+    try:
+        return Scale(low, high, kind)
+    except UsageError as error:
+        raise UsageError(f"{error} ({text!r})") from error

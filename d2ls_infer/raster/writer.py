@@ -59,7 +59,8 @@ class RasterWriter:
         tags: Mapping[str, str] | None = None,
         overwrite: bool = False,
     ) -> None:
-        check_output(path, source=like.path, overwrite=overwrite)
+        for source in (like.path, *like.dataset.files):  # a VRT shows other files
+            check_output(path, source=source, overwrite=overwrite)
         self.path, self.labels = path, labels
         self.partial = path.with_name(path.name + ".partial")
         self.height, self.width = like.height, like.width
@@ -125,18 +126,31 @@ class RasterWriter:
 
     def publish(self) -> None:
         """Give the finished map and its sidecar their names, the map last."""
-        sidecar = self.path.with_name(self.path.name + ".aux.xml")
-        partial = sidecar.with_name(sidecar.name + ".partial")
-        partial.write_bytes(category_names(self.labels))
+        sidecar, by_gdal = (Path(f"{path}.aux.xml") for path in (self.path, self.partial))
+        # What GeoTIFF has no keys for, such as some coordinate systems, GDAL has put into a sidecar of its own.
+        root = ElementTree.parse(by_gdal).getroot() if by_gdal.exists() else ElementTree.Element("PAMDataset")
+        partial = Path(f"{sidecar}.partial")
+        partial.write_bytes(category_names(self.labels, root))
+        before = sidecar.read_bytes() if sidecar.exists() else None
         partial.replace(sidecar)
-        self.partial.replace(self.path)
+        try:
+            self.partial.replace(self.path)
+        except BaseException:
+            if before is None:
+                sidecar.unlink()
+            else:
+                sidecar.write_bytes(before)
+            raise
+        for leftover in (by_gdal, Path(f"{self.path}.ovr"), Path(f"{self.path}.msk")):  # of an older map
+            leftover.unlink(missing_ok=True)
 
     def discard(self) -> None:
         """Close and remove what was not finished."""
         with suppress(RasterioError, OSError):  # the file is removed anyway; the first error is the one to tell
             self._closing.close()
         for name in (self.partial.name, self.partial.name + ".aux.xml", self.path.name + ".aux.xml.partial"):
-            self.path.with_name(name).unlink(missing_ok=True)
+            with suppress(OSError):
+                self.path.with_name(name).unlink(missing_ok=True)
 
 
 def create_dataset(path: Path, like: Scene) -> rasterio.io.DatasetWriter:
@@ -164,6 +178,8 @@ def create_dataset(path: Path, like: Scene) -> rasterio.io.DatasetWriter:
         )
     if gcps:
         dataset.gcps = (gcps, gcps_crs)
+    if source.rpcs is not None:
+        dataset.rpcs = source.rpcs
     return dataset
 
 
@@ -172,10 +188,11 @@ def color_table(labels: LabelMap) -> dict[int, tuple[int, int, int, int]]:
     return {i: (*color, 255) for i, color in enumerate(labels.colors)} | {NODATA: (0, 0, 0, 0)}
 
 
-def category_names(labels: LabelMap) -> bytes:
+def category_names(labels: LabelMap, root: ElementTree.Element) -> bytes:
     """GDAL's sidecar (`.aux.xml`) that names the values of band 1; a GeoTIFF itself has no place for them."""
-    root = ElementTree.Element("PAMDataset")
-    band = ElementTree.SubElement(root, "PAMRasterBand", band="1")
+    band = root.find("PAMRasterBand[@band='1']")
+    if band is None:
+        band = ElementTree.SubElement(root, "PAMRasterBand", band="1")
     names = ElementTree.SubElement(band, "CategoryNames")
     for name in labels.names:
         ElementTree.SubElement(names, "Category").text = name

@@ -62,7 +62,7 @@ class BandBlender:
         total = self.weight[:, cols]
         total += weight
         # Where nothing has weight yet this is 0 / tiny, and the mean keeps its 0.
-        self.mean[:, :, cols].lerp_(scores.float(), weight / total.clamp_min(torch.finfo(torch.float32).tiny))
+        self.mean[:, :, cols].lerp_(scores.detach().float(), weight / total.clamp_min(torch.finfo(torch.float32).tiny))
 
     def finish(self) -> Iterator[Rows]:
         """The rows that are left."""

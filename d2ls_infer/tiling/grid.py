@@ -94,4 +94,5 @@ def parse_overlap(overlap: int | float | str, size: int) -> int:
             f"overlap must be whole pixels below the tile size, or a share of the tile below 1, got {overlap!r}; "
             "try 0.25"
         )
-    return int(value * size) if is_share else int(value)
+    # 29 % of 100 is 28.999999999999996 in floating point
+    return int(value * size + 1e-9) if is_share else int(value)

@@ -18,7 +18,7 @@ Pair = tuple[np.ndarray, np.ndarray]
 class AugmentConfig:
     """crop: side of a crop in pixels. scales: range of the random magnification (2 = objects twice as large).
     mosaic: how often a crop is put together from four. jitter: largest change of contrast (a factor) and of
-    brightness, as a share of the value range, drawn for all bands together and half as much for each band.
+    brightness (in standard deviations of the crop's band), drawn for all bands together and half as much for each.
     """
 
     crop: int = 256
@@ -96,5 +96,6 @@ def jitter(image: Tensor, amount: float, rng: np.random.Generator) -> Tensor:
     contrast = 1 + amount * (rng.uniform(-1, 1) + 0.5 * rng.uniform(-1, 1, bands))
     brightness = amount * (rng.uniform(-1, 1) + 0.5 * rng.uniform(-1, 1, bands))
     center = image.mean((1, 2), keepdim=True)
-    shift = torch.from_numpy(brightness).float().view(-1, 1, 1)
+    # Of the crop's own spread, not of the value range: images of low contrast would lose what their colours say.
+    shift = torch.from_numpy(brightness).float().view(-1, 1, 1) * image.std((1, 2), keepdim=True, correction=0)
     return ((image - center) * torch.from_numpy(contrast).float().view(-1, 1, 1) + center + shift).clamp(0, 1)

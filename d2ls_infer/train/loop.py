@@ -12,15 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
-from timm.models import adapt_input_conv
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
-from d2ls_infer.nn import D2LS, D2LSConfig
-from d2ls_infer.nn.d2ls import autocast
+from d2ls_infer.errors import MissingFileError
+from d2ls_infer.nn import D2LS, D2LSConfig, autocast
+from d2ls_infer.nn.encoder import create_backbone
 from d2ls_infer.train.augment import AugmentConfig, Pair, random_crop
 from d2ls_infer.train.losses import d2ls_loss
 
@@ -62,8 +61,13 @@ def train(
     backbone_file: a timm state dict to start the backbone from; without one timm fetches its own from the hub.
     """
     torch.manual_seed(config.seed)
-    network = D2LS(config.network, pretrained=backbone_file is None).to(device).to(memory_format=torch.channels_last)
-    if backbone_file is not None:
+    fresh = not checkpoint.exists()
+    network = (
+        D2LS(config.network, pretrained=fresh and backbone_file is None)
+        .to(device)
+        .to(memory_format=torch.channels_last)
+    )
+    if fresh and backbone_file is not None:
         load_backbone(network, backbone_file)
     averaged = AveragedModel(
         network,
@@ -104,7 +108,7 @@ def train_step(
     torch.autograd.backward(terms["total"])
     torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
     optimizer.step()
-    return {name: float(value) for name, value in terms.items()}
+    return {name: value.item() for name, value in terms.items()}
 
 
 class Crops(Dataset[tuple[Tensor, Tensor]]):
@@ -127,14 +131,12 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
 
 
 def load_backbone(network: D2LS, file: Path) -> None:
-    """Put a timm state dict in. The stem is adapted to the number of bands; the classifier's layers are left out."""
-    backbone = network.encoder.backbone
-    wanted = backbone.state_dict()
-    state = {key: value.float() for key, value in load_file(file).items() if key in wanted}
-    stem = "conv_stem.weight"
-    if stem in state:
-        state[stem] = adapt_input_conv(wanted[stem].shape[1], state[stem])
-    backbone.load_state_dict(state, strict=True)
+    """Put a timm state dict in, as timm does it: the stem adapted to the number of bands, the classifier left out."""
+    if not file.is_file():
+        raise MissingFileError(f"no such file: {file}")
+    config = network.config
+    backbone = create_backbone(config.backbone, in_channels=config.in_channels, pretrained=file)
+    network.encoder.backbone.load_state_dict(backbone.state_dict())
 
 
 def parameter_groups(network: D2LS, config: TrainConfig) -> list[dict[str, Any]]:
@@ -168,7 +170,7 @@ def resume(state: dict[str, Any], path: Path) -> int:
     """Take up a checkpoint if there is one; the step to go on from."""
     if not path.exists():
         return 0
-    saved = torch.load(path, weights_only=True)
+    saved = torch.load(path, map_location="cpu", weights_only=True)
     for name, part in state.items():
         part.load_state_dict(saved[name])
     step: int = saved["step"]

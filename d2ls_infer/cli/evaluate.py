@@ -1,0 +1,184 @@
+"""`d2ls evaluate`: a model against labelled images."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from d2ls_infer.cli import options
+from d2ls_infer.errors import MissingFileError, OutputExistsError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from d2ls_infer.datasets import Dataset, LabelledImage
+    from d2ls_infer.evaluate import Evaluation
+
+
+@click.command()
+@click.option("--dataset", required=True, metavar="NAME", help="A benchmark, or folder for images/ and masks/.")
+@click.option("--root", type=click.Path(path_type=Path), help="Where its images are.  [default: data/NAME]")
+@click.option("-m", "--model", metavar="NAME|FILE", help="Model or weights file.  [default: the dataset's name]")
+@click.option("--split", default=None, help="train, val, test or all.  [default: test if it is labelled, else val]")
+@click.option("--classes", type=click.Path(path_type=Path), help="Class names, one a line; for --dataset folder.")
+@options.tiles
+@options.tta
+@options.device
+@options.precision
+@click.option("--boundary", type=int, default=3, show_default=True, help="Pixels near a boundary, for boundary IoU.")
+@click.option("--report", type=click.Path(path_type=Path), help="Folder for report.json and report.html.")
+@click.option(
+    "--submission", type=click.Path(path_type=Path), help="Folder for the maps, as the test servers take them."
+)
+@options.overwrite
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def evaluate(
+    dataset: str,
+    root: Path | None,
+    model: str | None,
+    split: str | None,
+    classes: Path | None,
+    tile_size: int,
+    overlap: str,
+    blend: str,
+    tta: str,
+    device: str,
+    precision: str,
+    boundary: int,
+    report: Path | None,
+    submission: Path | None,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Map the labelled images of a benchmark, whole, and compare: IoU, F1, precision, recall, confusion, boundaries.
+
+    Means leave out the classes that the benchmark leaves out (clutter for ISPRS). Where a set has labels without class
+    boundaries too (ISPRS), both are counted in one pass.
+    """
+    from d2ls_infer.weights import find_weights
+
+    data = open_dataset(dataset, classes)
+    weights = find_weights(model or dataset)
+    for folder in (report, submission):
+        check_folder(folder, overwrite=overwrite)
+    images, split = find_images(data, root or Path("data") / dataset, split, labelled=submission is None)
+
+    from d2ls_infer import report as reports
+    from d2ls_infer.evaluate import evaluate as measure
+    from d2ls_infer.predict import load_segmenter
+    from d2ls_infer.segmenter import AugmentedSegmenter
+
+    segmenter = load_segmenter(weights, device=device, precision=precision)  # type: ignore[arg-type]
+    with options.progress_bar(dataset, unit="image", quiet=quiet) as bar:
+        finished = itertools.count(1)
+
+        def done(name: str, predicted: np.ndarray) -> None:
+            if submission is not None:
+                write_submission(submission, data, name, predicted)
+            bar(next(finished), len(images))
+
+        result = measure(
+            AugmentedSegmenter(segmenter, tta) if tta != "none" else segmenter,
+            images,
+            labels=data.labels,
+            boundary_px=boundary,
+            progress=done,
+            tile_size=tile_size,
+            overlap=overlap,
+            blend_window=blend,
+        )
+    about = {
+        "model": weights.name,
+        "sha256": weights.sha256,
+        "split": split,
+        "protocol": f"tiles of {tile_size} px, overlap {overlap}, blending {blend}, test-time augmentation {tta}, "
+        + str(segmenter.dtype).removeprefix("torch."),
+    }
+    summary = reports.summarise(result, data, about)
+    if report is not None:
+        report.mkdir(parents=True, exist_ok=True)
+        (report / "report.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        (report / "report.html").write_text(reports.render(summary, result), encoding="utf-8")
+    click.echo(show(summary, result))
+
+
+def open_dataset(name: str, classes: Path | None) -> Dataset:
+    """A benchmark by name, or a folder with classes of its own."""
+    from d2ls_infer.datasets import find_dataset, folder_dataset, read_classes
+
+    if classes is None:
+        return find_dataset(name)
+    if name != "folder":
+        raise UsageError(f"--classes is for --dataset folder; the classes of {name} are known")
+    return folder_dataset(read_classes(classes))
+
+
+def check_folder(folder: Path | None, *, overwrite: bool) -> None:
+    """Raise for a folder to write that holds something already."""
+    if folder is not None and folder.exists():
+        if not folder.is_dir():
+            raise UsageError(f"{folder} is not a folder")
+        if any(folder.iterdir()) and not overwrite:
+            raise OutputExistsError(f"{folder} is not empty; give --overwrite to write into it")
+
+
+def find_images(data: Dataset, root: Path, split: str | None, *, labelled: bool) -> tuple[list[LabelledImage], str]:
+    """The images of a split, and which it is: by default test, or val where the test images have no labels."""
+    usual: list[str] = [name for name in ("test", "val") if name in data.splits] or ["all"]
+    for name in [split] if split else usual:
+        try:
+            images = data.images(root, name)
+        except MissingFileError as error:
+            missing = error
+            continue
+        if not labelled or all(image.mask or image.eroded for image in images):
+            return images, name
+        missing = MissingFileError(f"the {name} images of {data.name} come without labels; name another --split")
+    raise missing
+
+
+def write_submission(folder: Path, data: Dataset, name: str, predicted: np.ndarray) -> None:
+    """One map as the benchmark's test server takes it."""
+    from d2ls_infer.datasets import submission_file
+    from d2ls_infer.raster import png_bytes
+
+    path, picture = submission_file(data, name, predicted)
+    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    (folder / path).write_bytes(png_bytes(picture))
+
+
+def number(value: float | None) -> str:
+    """A score on the terminal."""
+    return "-" if value is None else f"{value:.2f}"
+
+
+def show(summary: dict[str, Any], result: Evaluation) -> str:
+    """The scores as tables for a terminal."""
+    lines = []
+    for title, scores in (("all labels", summary["full"]), ("eroded labels", summary["eroded"])):
+        if scores is None:
+            continue
+        columns = ["IoU", "F1", "precision", "recall"]
+        rows = [
+            [name, *(number(scores[column][index]) for column in columns)]
+            + ([number(summary["boundary_iou"]["classes"][index])] if title == "all labels" else [""])
+            for index, name in enumerate(result.labels.names)
+        ]
+        lines.append(options.table([title, *columns, "boundary IoU"], rows, right=range(1, 6)))
+        low_iou, high_iou, low_f1, high_f1 = map(number, scores["mIoU_interval"] + scores["mF1_interval"])
+        left_out = summary["left_out_of_means"]
+        note = f" without {', '.join(left_out)}" if left_out else ""
+        lines.append(
+            f"mIoU{note} {number(scores['mIoU'])} ({low_iou} to {high_iou}), mF1 {number(scores['mF1'])} "
+            f"({low_f1} to {high_f1}), overall accuracy {number(scores['overall_accuracy'])}"
+        )
+        if left_out:
+            lines.append(f"with it: mIoU {number(scores['mIoU_all_classes'])}, mF1 {number(scores['mF1_all_classes'])}")
+    if summary["paper"]:
+        paper = ", ".join(f"{name} {value:g}" for name, value in summary["paper"].items())
+        lines.append(f"the paper's own, with ConvNeXt-Base on its split: {paper}")
+    return "\n".join(lines)

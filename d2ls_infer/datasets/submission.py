@@ -1,0 +1,26 @@
+"""Maps in the files that the benchmarks' test servers take."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from d2ls_infer.datasets.base import Dataset
+from d2ls_infer.errors import UsageError
+
+
+def submission_file(dataset: Dataset, name: str, predicted: np.ndarray) -> tuple[PurePosixPath, np.ndarray]:
+    """An image's name and classes (H, W) uint8 -> the file's path and its picture (1 or 3, H, W) uint8.
+
+    LoveDA: NAME.png of class indices, 0 background to 6 agriculture. UAVid: seqN/Labels/NUMBER.png in colours.
+    Raises UsageError for a benchmark without such a server.
+    """
+    if dataset.name == "loveda":
+        return PurePosixPath(f"{PurePosixPath(name).name}.png"), predicted[None]
+    if dataset.name == "uavid":
+        sequence, _, number = name.partition("_")
+        colors = np.zeros((256, 3), np.uint8)
+        colors[: len(dataset.labels)] = dataset.labels.colors
+        return PurePosixPath(sequence, "Labels", f"{number}.png"), colors[predicted].transpose(2, 0, 1)
+    raise UsageError(f"{dataset.name} has no test server that takes maps; loveda and uavid have")

@@ -1,0 +1,187 @@
+"""Labels that are polygons, burnt onto the grid of the image that they belong to."""
+
+from __future__ import annotations
+
+import importlib
+import struct
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rasterio.crs import CRS
+from rasterio.errors import CRSError
+from rasterio.features import rasterize
+from rasterio.warp import transform_bounds, transform_geom
+
+from d2ls_infer.errors import MissingFileError, UsageError
+from d2ls_infer.labels import NODATA, LabelMap
+from d2ls_infer.raster.scene import open_dataset, reading
+
+Ring = list[tuple[float, float]]
+Polygon = list[Ring]
+"""The outer ring, then those of its holes."""
+
+POLYGON, MULTIPOLYGON, COLLECTION = 3, 6, 7
+"""Kinds of geometry in well-known binary: OGC 06-103r4, section 8.2.3."""
+
+
+class Grid(NamedTuple):
+    """The grid of an image. bounds: left, bottom, right, top in the units of its coordinate system."""
+
+    height: int
+    width: int
+    transform: Any
+    crs: Any
+    bounds: tuple[float, float, float, float]
+
+
+class Layer(NamedTuple):
+    """Polygons as they are in a file: the coordinate system, their numbers, WKB geometries (or None), class values."""
+
+    crs: Any
+    fids: np.ndarray
+    geometries: np.ndarray
+    values: np.ndarray
+
+
+def burn_polygons(
+    path: Path, *, like: Path, labels: LabelMap, column: str = "class", background: str | None = None
+) -> np.ndarray:
+    """(H, W) uint8 of class indices on the grid of the image `like`; 255 where no polygon lies, or else `background`.
+
+    path: any format of polygons that GDAL reads, with one layer. A pixel belongs to the polygon that its centre lies
+    in; of several, to the one that comes last in the file. column: holds a class's name, or its index where it is a
+    column of numbers; polygons without a value are ignored ground. Corners are brought into the image's coordinate
+    system, edges between them stay straight.
+
+    Raises MissingFileError; RasterError where the image cannot be read; UsageError where pyogrio is not installed, the
+    image or the polygons have no coordinate system, there is no such column, a value is no class, or a geometry is not
+    a polygon.
+    """
+    grid = read_grid(like)
+    layer = read_layer(path, column, grid)
+    indices = [class_index(value, labels) for value in layer.values]
+    if strange := sorted({str(value) for value, index in zip(layer.values, indices, strict=True) if index is None}):
+        more = f" and {len(strange) - 5} more" if len(strange) > 5 else ""
+        told = f"column {column!r} holds {', '.join(strange[:5])}{more}"
+        raise UsageError(f"{path}: {told}; classes are {', '.join(labels.names)}")
+    shapes = []
+    for fid, geometry, index in zip(layer.fids, layer.geometries, indices, strict=True):
+        try:
+            polygons = parse_polygons(geometry) if geometry is not None else []
+        except UsageError as error:
+            raise UsageError(f"{path}: feature {fid}: {error}") from error
+        shapes += [({"type": "Polygon", "coordinates": polygon}, index) for polygon in polygons]
+    fill = NODATA if background is None else labels.names.index(background)
+    if not shapes:
+        return np.full((grid.height, grid.width), fill, np.uint8)
+    with reading(f"{path} on the grid of {like}"):
+        moved = transform_geom(layer.crs, grid.crs, [shape for shape, _ in shapes])
+    burnt: np.ndarray = rasterize(
+        zip(moved, [index for _, index in shapes], strict=True),
+        out_shape=(grid.height, grid.width),
+        transform=grid.transform,
+        fill=fill,
+        dtype="uint8",
+    )
+    return burnt
+
+
+def read_grid(image: Path) -> Grid:
+    """The grid of an image. Raises UsageError where it is not georeferenced."""
+    with open_dataset(str(image)) as dataset, reading(str(image)):
+        if not dataset.crs or dataset.transform.is_identity:
+            raise UsageError(f"{image} is not georeferenced; polygons cannot be laid over it")
+        height, width, place = dataset.height, dataset.width, dataset.transform
+        corners = [(row, col) for row in (0, height) for col in (0, width)]
+        across = [place.c + place.a * col + place.b * row for row, col in corners]
+        along = [place.f + place.d * col + place.e * row for row, col in corners]
+        return Grid(height, width, place, dataset.crs, (min(across), min(along), max(across), max(along)))
+
+
+def read_layer(path: Path, column: str, grid: Grid) -> Layer:
+    """The polygons in reach of a grid. Raises what `burn_polygons` does of files."""
+    pyogrio, raw = import_pyogrio()
+    if not path.is_file():
+        raise MissingFileError(f"no such file: {path}")
+    try:
+        layers = [name for name, kind in pyogrio.list_layers(path) if kind is not None]
+        if len(layers) != 1:
+            raise UsageError(f"{path} has {len(layers)} layers of geometries, but one is expected: {', '.join(layers)}")
+        info = pyogrio.read_info(path, layer=layers[0])
+        if column not in info["fields"]:
+            raise UsageError(f"{path} has no column {column!r}; it has {', '.join(info['fields']) or 'none'}")
+        crs = layer_crs(path, info["crs"])
+        with reading(f"{path} in reach of the image"):
+            left, bottom, right, top = transform_bounds(grid.crs, crs, *grid.bounds)
+        reach = (left, bottom, right, top) if left <= right else None  # None: on both sides of the 180th meridian
+        options = {"layer": layers[0], "columns": [column], "bbox": reach, "force_2d": True, "return_fids": True}
+        _, fids, geometries, (values,) = raw.read(path, **options)
+    except pyogrio.errors.DataSourceError as error:
+        raise UsageError(f"{path} is not a file of polygons that GDAL can read: {error}") from error
+    in_file = np.argsort(fids)  # a spatial index may hand them out in another order
+    return Layer(crs, fids[in_file], geometries[in_file], values[in_file])
+
+
+def import_pyogrio() -> tuple[Any, Any]:
+    """The module that reads polygons, and its part without data frames. Raises UsageError where it is not installed."""
+    try:
+        return importlib.import_module("pyogrio"), importlib.import_module("pyogrio.raw")
+    except ImportError as error:
+        raise UsageError("labels that are polygons need pyogrio; pip install 'd2ls-infer[train]'") from error
+
+
+def layer_crs(path: Path, text: str | None) -> Any:
+    """The coordinate system of a layer. Raises UsageError where there is none, or none that is known."""
+    if not text:
+        raise UsageError(f"{path} has no coordinate system; for a shapefile it stands in the .prj file")
+    try:
+        return CRS.from_user_input(text)
+    except CRSError as error:
+        raise UsageError(f"{path}: the coordinate system is not known: {error}") from error
+
+
+def class_index(value: Any, labels: LabelMap) -> int | None:
+    """Index of the class that a value of a column stands for; 255 for no value, None for a value that is no class."""
+    if value is None or value == "":
+        return NODATA
+    if isinstance(value, str):
+        return labels.names.index(value.strip()) if value.strip() in labels.names else None
+    if not np.issubdtype(np.asarray(value).dtype, np.number):
+        return None
+    if np.isnan(value):  # an empty field of a column of numbers
+        return NODATA
+    return int(value) if 0 <= value < len(labels) and value == int(value) else None
+
+
+def parse_polygons(data: bytes) -> list[Polygon]:
+    """Well-known binary in two dimensions -> its polygons. Raises UsageError for points, lines and curves."""
+    return parse_geometry(data, 0)[0]
+
+
+def parse_geometry(data: bytes, at: int) -> tuple[list[Polygon], int]:
+    """The polygons of the geometry that begins at a byte, and the byte after it."""
+    order = "<" if data[at] else ">"
+    (kind,) = struct.unpack_from(f"{order}I", data, at + 1)
+    if kind not in (POLYGON, MULTIPOLYGON, COLLECTION):
+        raise UsageError(f"geometries are polygons, got type {kind} of well-known binary")
+    (count,) = struct.unpack_from(f"{order}I", data, at + 5)
+    at += 9
+    if kind == POLYGON:
+        rings = []
+        for _ in range(count):
+            ring, at = parse_ring(data, at, order)
+            rings.append(ring)
+        return ([rings] if rings else []), at
+    polygons: list[Polygon] = []
+    for _ in range(count):
+        parts, at = parse_geometry(data, at)
+        polygons += parts
+    return polygons, at
+
+
+def parse_ring(data: bytes, at: int, order: str) -> tuple[Ring, int]:
+    """The ring that begins at a byte, and the byte after it."""
+    (count,) = struct.unpack_from(f"{order}I", data, at)
+    points = np.frombuffer(data, f"{order}f8", 2 * count, at + 4).reshape(count, 2)
+    return [(float(first), float(second)) for first, second in points], at + 4 + points.nbytes

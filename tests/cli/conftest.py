@@ -1,0 +1,47 @@
+"""The command in this process and as a program of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from d2ls_infer.cli import main
+
+
+@pytest.fixture
+def d2ls() -> Callable[..., Result]:
+    """Run the command in this process. An exception that no user can cause is passed on."""
+
+    def run(*arguments: str | Path) -> Result:
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return run
+
+
+@pytest.fixture
+def run_d2ls() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the installed command as a user does, with all that the libraries below say on their own."""
+    command = shutil.which("d2ls", path=sysconfig.get_path("scripts"))
+    assert command is not None, "the package is not installed: pip install -e '.[dev]'"
+
+    def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [command, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=cwd,
+            env={**os.environ, "PYTHONWARNINGS": "default"},
+            check=False,
+        )
+
+    return run

@@ -1,0 +1,224 @@
+"""What the tests share: segmenters that need no network, rasters made on the fly, a map read back whole."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from affine import Affine
+from hypothesis import settings
+from rasterio.errors import NotGeoreferencedWarning
+from torch import Tensor
+
+from d2ls_infer.labels import LabelMap
+
+# Examples build rasters and tensors; how long that takes says nothing about a law. The same examples on every run.
+settings.register_profile("d2ls", deadline=None, derandomize=True, max_examples=100)
+settings.load_profile("d2ls")
+
+NAMES = ("water", "forest", "field", "road", "roof")
+UTM = "EPSG:32618"
+NORTH_UP = Affine(2.0, 0.0, 500_000.0, 0.0, -2.0, 4_600_000.0)
+
+
+class Fake:
+    """A segmenter by the protocol, without a network. `scored` counts the tiles, `batches` lists how they came."""
+
+    def __init__(self, classes: int = 3, bands: int = 3, *, value_range: tuple[float, float] | None = None) -> None:
+        self.labels = LabelMap.of(NAMES[:classes])
+        self.bands = tuple(f"band {i + 1}" for i in range(bands))
+        self.value_range = value_range
+        self.scored = 0
+        self.batches: list[int] = []
+
+    def score(self, batch: Tensor) -> Tensor:
+        assert batch.dtype in (torch.uint8, torch.float32)
+        assert batch.shape[1] == len(self.bands)
+        self.scored += len(batch)
+        self.batches.append(len(batch))
+        return self.scores(batch)
+
+    def scores(self, batch: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def one_hot(self, index: Tensor) -> Tensor:
+        """(B, H, W) class indices -> (B, K, H, W)."""
+        return (torch.arange(len(self.labels)).view(1, -1, 1, 1) == index[:, None]).float()
+
+
+class Constant(Fake):
+    """Class `index` everywhere."""
+
+    index = 1
+
+    def scores(self, batch: Tensor) -> Tensor:
+        return self.one_hot(torch.full_like(batch[:, 0], self.index, dtype=torch.int64))
+
+
+class PerPixel(Fake):
+    """The first band's value, rounded down, modulo the number of classes: a function of each pixel alone."""
+
+    def scores(self, batch: Tensor) -> Tensor:
+        return self.one_hot(batch[:, 0].float().floor().remainder(len(self.labels)))
+
+
+class Identity(Fake):
+    """As many classes as bands; the band with the largest value wins."""
+
+    def scores(self, batch: Tensor) -> Tensor:
+        return batch.float()
+
+
+class TileMean(Fake):
+    """Scores that depend on the whole tile, as those of a network do."""
+
+    def scores(self, batch: Tensor) -> Tensor:
+        index = batch[:, 0].float().floor().remainder(len(self.labels))
+        return self.one_hot(index) + batch.float().amax((1, 2, 3)).view(-1, 1, 1, 1) * torch.linspace(
+            0, 0.01, len(self.labels)
+        ).view(1, -1, 1, 1)
+
+
+class Failing(Fake):
+    """Gives scores for `tiles` tiles, then raises `error`."""
+
+    def __init__(self, error: BaseException, tiles: int = 2) -> None:
+        super().__init__()
+        self.error, self.tiles = error, tiles
+
+    def scores(self, batch: Tensor) -> Tensor:
+        if self.scored > self.tiles:
+            raise self.error
+        return torch.zeros(len(batch), len(self.labels), *batch.shape[-2:])
+
+
+@pytest.fixture(scope="session")
+def fakes() -> SimpleNamespace:
+    """The fake segmenters, by name."""
+    return SimpleNamespace(
+        Fake=Fake, Constant=Constant, PerPixel=PerPixel, Identity=Identity, TileMean=TileMean, Failing=Failing
+    )
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data beside the project, where there is one."""
+    folder = Path(__file__).resolve().parents[1] / "../shared"
+    if not folder.is_dir():
+        pytest.skip("needs the folder of real data, `shared` beside the project")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pixels() -> Callable[..., np.ndarray]:
+    """(bands, height, width) of random values of a type, the same ones for the same arguments."""
+
+    def make(bands: int, height: int, width: int, dtype: str = "uint8", low: int = 1, high: int = 250) -> np.ndarray:
+        random = np.random.default_rng([bands, height, width])
+        return random.integers(low, high, (bands, height, width)).astype(dtype)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def write_raster() -> Callable[..., Path]:
+    """Write (bands, H, W) as a raster; a GeoTIFF in UTM unless told otherwise. `georeferenced=False`: a plain image."""
+
+    def write(
+        path: Path, array: np.ndarray, *, mask: np.ndarray | None = None, georeferenced: bool = True, **profile: Any
+    ) -> Path:
+        if georeferenced:
+            profile = {"crs": UTM, "transform": NORTH_UP} | profile
+        bands, height, width = array.shape
+        colorinterp = profile.pop("colorinterp", None)
+        colormap = profile.pop("colormap", None)
+        with warnings.catch_warnings(), rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(
+                path,
+                "w",
+                **{"driver": "GTiff", "dtype": array.dtype} | profile,
+                count=bands,
+                height=height,
+                width=width,
+            ) as dataset:
+                if colorinterp is not None:
+                    dataset.colorinterp = colorinterp
+                if colormap is not None:
+                    dataset.write_colormap(1, colormap)
+                dataset.write(array)
+                if mask is not None:
+                    dataset.write_mask(mask)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def read_map() -> Callable[[Path], SimpleNamespace]:
+    """A class map read back with everything that is said of it, in its own file and in the sidecar."""
+
+    def read(path: Path) -> SimpleNamespace:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(path) as dataset:
+                found = SimpleNamespace(
+                    array=dataset.read(1),
+                    count=dataset.count,
+                    dtype=dataset.dtypes[0],
+                    crs=dataset.crs,
+                    transform=dataset.transform,
+                    gcps=dataset.gcps,
+                    nodata=dataset.nodata,
+                    colormap=dataset.colormap(1),
+                    tags=dataset.tags(),
+                    band_tags=dataset.tags(1),
+                    description=dataset.descriptions[0],
+                    profile=dataset.profile,
+                    block=dataset.block_shapes[0],
+                )
+        root = ElementTree.parse(path.with_name(path.name + ".aux.xml")).getroot()
+        assert root.tag == "PAMDataset"
+        band = root.find("PAMRasterBand[@band='1']")
+        assert band is not None
+        found.categories = [item.text for item in band.findall("CategoryNames/Category")]
+        return found
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weights file of a small D2LS with random weights, for three bands of 0..255 and four classes."""
+    from d2ls_infer.manifest import ModelDescription
+    from d2ls_infer.nn import D2LS, D2LSConfig, weights_of
+    from d2ls_infer.weights import save_weights
+
+    config = D2LSConfig(backbone="mobilenetv3_small_050", num_classes=4, embed_dim=32, stages=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = D2LS(config).eval()
+    description = ModelDescription(
+        config=config.to_dict(),
+        labels=LabelMap.of(NAMES[:4]),
+        bands=("red", "green", "blue"),
+        value_range=(0.0, 255.0),
+        mean=(0.4, 0.5, 0.6),
+        std=(0.2, 0.25, 0.3),
+        gsd_m=None,
+        metrics=(),
+        license="CC0-1.0",
+        training_data="none",
+        source="random numbers",
+    )
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_weights(path, weights_of(network), description)
+    return path

@@ -1,0 +1,203 @@
+"""Random crops: image and mask stay together, whatever is drawn."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from d2ls_infer.train.augment import AugmentConfig, jitter, random_crop
+
+Pair = tuple[np.ndarray, np.ndarray]
+IGNORE = 255
+
+
+def crop_of(pairs: list[Pair], seed: int, **settings: Any) -> tuple[Tensor, Tensor]:
+    config = AugmentConfig(**{"crop": 48, **settings})
+    return random_crop(pairs, config, np.random.default_rng(seed), value_range=(0.0, 255.0), ignore_index=IGNORE)
+
+
+def expected_image(mask: Tensor) -> Tensor:
+    """What the toy images hold where their mask is this, on 0..1; the filling is 0."""
+    return torch.where(mask == IGNORE, 0.0, (20 + 110 * mask) / 255)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_crop_has_its_size_range_and_types(toy_pairs: list[Pair], seed: int) -> None:
+    image, mask = crop_of(toy_pairs, seed, mosaic=0.5, jitter=0.5)
+    assert image.shape == (3, 48, 48)
+    assert mask.shape == (48, 48)
+    assert image.dtype == torch.float32
+    assert mask.dtype == torch.int64
+    assert image.min() >= 0
+    assert image.max() <= 1
+    assert set(mask.unique().tolist()) <= {0, 1, 2, IGNORE}
+
+
+def test_crop_depends_on_the_generator_alone(toy_pairs: list[Pair]) -> None:
+    torch.manual_seed(0)
+    first = crop_of(toy_pairs, 7, mosaic=1.0)
+    torch.manual_seed(1)
+    again, other = crop_of(toy_pairs, 7, mosaic=1.0), crop_of(toy_pairs, 8, mosaic=1.0)
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], other[0])
+
+
+@pytest.mark.parametrize("mosaic", [0.0, 1.0])
+@pytest.mark.parametrize("seed", range(12))
+def test_image_and_mask_of_an_unscaled_crop_agree_in_every_pixel(
+    toy_pairs: list[Pair], seed: int, mosaic: float
+) -> None:
+    # A crop of 90 reaches past the smaller image, and the larger one in no direction.
+    image, mask = crop_of(toy_pairs, seed, crop=90, scales=(1.0, 1.0), mosaic=mosaic, jitter=0.0)
+    for band in image:
+        torch.testing.assert_close(band, expected_image(mask), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_image_and_mask_of_a_scaled_crop_agree_away_from_borders(toy_pairs: list[Pair], seed: int) -> None:
+    image, mask = crop_of(toy_pairs, seed, scales=(0.5, 2.0), mosaic=0.0, jitter=0.0)
+    near = mask.float()[None, None]
+    inside = (F.max_pool2d(near, 5, 1) == -F.max_pool2d(-near, 5, 1))[0, 0]  # one class in 5 x 5 pixels
+    assert inside.float().mean() > 0.03
+    middle = (slice(2, -2), slice(2, -2))
+    torch.testing.assert_close(image[0][middle][inside], expected_image(mask)[middle][inside], atol=1e-4, rtol=0)
+
+
+def test_magnification_is_the_size_of_objects_in_the_crop() -> None:
+    mask = np.zeros((400, 400), np.uint8)
+    mask[:, ::2] = 1  # stripes of one pixel
+    image = np.zeros((1, 400, 400), np.uint8)
+    for seed in range(4):
+        _, crop = crop_of([(image, mask)], seed, crop=40, scales=(2.0, 2.0), mosaic=0.0)
+        across = crop[0] if (crop == crop[0]).all() else crop[:, 0]
+        assert across.diff().abs().tolist() in ([1, 0] * 19 + [1], [0, 1] * 19 + [0])  # stripes of two pixels
+
+
+@pytest.mark.parametrize("shape", [(10, 10), (5, 100), (1, 1)])
+def test_small_image_is_filled_up_by_the_ignore_index(shape: tuple[int, int]) -> None:
+    pair = (np.full((3, *shape), 255, np.uint8), np.ones(shape, np.uint8))
+    for seed in range(5):
+        image, mask = crop_of([pair], seed, scales=(1.0, 1.0), mosaic=0.0, jitter=0.0)
+        assert (mask == 1).sum() == min(shape[0], 48) * min(shape[1], 48)
+        assert (mask == IGNORE).sum() == 48 * 48 - (mask == 1).sum()
+        torch.testing.assert_close(image[0], (mask == 1).float(), atol=1e-5, rtol=0)
+
+
+def test_small_image_lies_anywhere_in_its_crop() -> None:
+    pair = (np.zeros((1, 10, 20), np.uint8), np.ones((10, 20), np.uint8))
+    masks = [crop_of([pair], seed, scales=(1.0, 1.0), mosaic=0.0)[1] for seed in range(60)]
+    upright = [mask == 1 for mask in masks if (mask == 1).any(0).sum() == 20]
+    tops, lefts = ({int(mask.any(axis).byte().argmax()) for mask in upright} for axis in (1, 0))
+    assert len(tops) > 10
+    assert len(lefts) > 10
+
+
+def test_mirrored_images_give_mirrored_crops(toy_pairs: list[Pair]) -> None:
+    # A magnification of 4/3 puts no pixel of the mask on a tie, and the whole image into the crop.
+    (image, mask), *_ = toy_pairs
+    image, mask = image[:, 3:51, 3:51], mask[3:51, 3:51]
+    settings = {"crop": 64, "scales": (4 / 3, 4 / 3), "mosaic": 0.0, "jitter": 0.0}
+    crop, labels = crop_of([(image, mask)], 0, **settings)
+    turned = (image[:, ::-1, ::-1].copy(), mask[::-1, ::-1].copy())
+    crop_turned, labels_turned = crop_of([turned], 0, **settings)
+    assert torch.equal(labels_turned, labels.flip(0, 1))
+    torch.testing.assert_close(crop_turned, crop.flip(1, 2))
+
+
+def test_every_place_of_an_image_can_be_drawn() -> None:
+    index = np.arange(60 * 60).reshape(60, 60)
+    seen = set()
+    for seed in range(120):
+        image, _ = random_crop(
+            [(index[None].astype(np.float32), np.zeros((60, 60), np.uint8))],
+            AugmentConfig(crop=40, scales=(1.0, 1.0), mosaic=0.0, jitter=0.0),
+            np.random.default_rng(seed),
+            value_range=(0.0, 3599.0),
+            ignore_index=IGNORE,
+        )
+        seen.add(round(float(image.amin()) * 3599))  # the upper left pixel, however the crop is turned
+    rows, cols = {place // 60 for place in seen}, {place % 60 for place in seen}
+    assert min(rows) == min(cols) == 0
+    assert max(rows) == max(cols) == 20
+
+
+def test_crops_come_in_all_eight_orientations() -> None:
+    ramp = np.add.outer(100.0 * np.arange(48), np.arange(48)).astype(np.float32)
+    pair = (ramp[None], np.zeros((48, 48), np.uint8))
+    orientations = set()
+    for seed in range(80):
+        image, _ = random_crop(
+            [pair],
+            AugmentConfig(crop=48, scales=(1.0, 1.0), mosaic=0.0, jitter=0.0),
+            np.random.default_rng(seed),
+            value_range=(0.0, 5000.0),
+            ignore_index=IGNORE,
+        )
+        corners = image[0][[0, 0, -1, -1], [0, -1, 0, -1]]
+        orientations.add(tuple(corners.argsort().tolist()))
+    assert len(orientations) == 8
+
+
+def test_images_are_drawn_by_their_area() -> None:
+    pairs = [(np.zeros((1, n, n), np.uint8), np.full((n, n), c, np.uint8)) for c, n in enumerate((100, 200))]
+    drawn = Counter(int(crop_of(pairs, seed, crop=16, mosaic=0.0)[1][8, 8]) for seed in range(300))
+    assert 0.7 < drawn[1] / 300 < 0.9  # four fifths
+
+
+def test_mosaic_joins_four_crops_in_one_point() -> None:
+    pairs = [(np.zeros((1, 80, 80), np.uint8), np.full((80, 80), c, np.uint8)) for c in range(250)]
+    _, mask = crop_of(pairs, 3, mosaic=1.0, scales=(1.0, 1.0))
+    corners = {int(mask[row, col]) for row in (0, -1) for col in (0, -1)}
+    assert set(mask.unique().tolist()) == corners
+    assert len(corners) == 4
+    rows = [row for row in range(1, 48) if not torch.equal(mask[row], mask[row - 1])]
+    cols = [col for col in range(1, 48) if not torch.equal(mask[:, col], mask[:, col - 1])]
+    assert len(rows) == len(cols) == 1
+    assert 12 <= rows[0] <= 36
+    assert 12 <= cols[0] <= 36
+
+
+def test_value_range_becomes_0_to_1_and_what_is_outside_is_clipped() -> None:
+    image = np.full((2, 60, 60), 3000, np.uint16)
+    image[1] = 20000
+    config = AugmentConfig(crop=32, mosaic=0.0, jitter=0.0)
+    crop, _ = random_crop(
+        [(image, np.zeros((60, 60), np.uint8))],
+        config,
+        np.random.default_rng(0),
+        value_range=(1000.0, 11000.0),
+        ignore_index=IGNORE,
+    )
+    torch.testing.assert_close(crop[0], torch.full((32, 32), 0.2))
+    torch.testing.assert_close(crop[1], torch.ones(32, 32))
+
+
+@pytest.mark.parametrize("amount", [0.1, 0.5, 2.0])
+def test_jitter_stays_in_0_to_1_and_changes_bands_apart(amount: float) -> None:
+    image = torch.rand((4, 8, 8), generator=torch.Generator().manual_seed(0))
+    for seed in range(10):
+        changed = jitter(image, amount, np.random.default_rng(seed))
+        assert changed.min() >= 0
+        assert changed.max() <= 1
+        assert len({round(float(value), 5) for value in (changed - image).mean((1, 2))}) > 1
+
+
+def test_no_jitter_changes_nothing() -> None:
+    image = torch.rand((4, 8, 8), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(jitter(image, 0.0, np.random.default_rng(0)), image, atol=1e-6, rtol=0)
+
+
+def test_images_are_left_as_they_were(toy_pairs: list[Pair]) -> None:
+    before = [(image.copy(), mask.copy()) for image, mask in toy_pairs]
+    for seed in range(4):
+        crop_of(toy_pairs, seed, mosaic=0.5)
+    for (image, mask), (old_image, old_mask) in zip(toy_pairs, before, strict=True):
+        np.testing.assert_array_equal(image, old_image)
+        np.testing.assert_array_equal(mask, old_mask)
