@@ -59,9 +59,12 @@ def evaluate(
     Means leave out the classes that the benchmark leaves out (clutter for ISPRS). Where a set has labels without class
     boundaries too (ISPRS), both are counted in one pass.
     """
+    from d2ls_infer.datasets import check_server
     from d2ls_infer.weights import find_weights
 
     data = open_dataset(dataset, classes)
+    if submission is not None:
+        check_server(data)
     weights = find_weights(model or dataset)
     for folder in (report, submission):
         check_folder(folder, overwrite=overwrite)

@@ -19,7 +19,7 @@ from d2ls_infer.datasets.loveda import LOVEDA
 from d2ls_infer.datasets.masks import Codes, Colors, Polygons
 from d2ls_infer.datasets.naip import NAIP
 from d2ls_infer.datasets.potsdam import POTSDAM
-from d2ls_infer.datasets.submission import submission_file
+from d2ls_infer.datasets.submission import check_server, submission_file
 from d2ls_infer.datasets.uavid import UAVID
 from d2ls_infer.datasets.vaihingen import VAIHINGEN
 from d2ls_infer.errors import UsageError
@@ -33,6 +33,7 @@ __all__ = [
     "Imagery",
     "LabelledImage",
     "Polygons",
+    "check_server",
     "find_dataset",
     "folder_dataset",
     "read_classes",

@@ -202,7 +202,8 @@ def test_stem_is_adapted_to_the_number_of_bands(backbone_file: Path, in_channels
         expected = known.sum(1, keepdim=True)
     else:  # bands repeat, and a grey image gives what it gave
         expected = known[:, [band % 3 for band in range(in_channels)]] * 3 / in_channels
-    torch.testing.assert_close(stem, expected)
+    # The file holds half precision, in which timm adapts the stem.
+    torch.testing.assert_close(stem, expected, rtol=1e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "convnext_atto"])
