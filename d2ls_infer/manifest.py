@@ -122,17 +122,42 @@ def read_metric(values: object) -> Metric:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HubFile:
+    """A file on the Hugging Face Hub: owner/name, the commit (40 hexadecimal digits), and the file's name there."""
+
+    repo: str
+    revision: str
+    filename: str
+
+    @classmethod
+    def from_dict(cls, values: object) -> HubFile:
+        """From the manifest's JSON. Raises WeightsError for a revision that is not a whole commit, or odd names."""
+        reader = Reader(values, "hub")
+        file = cls(**{key: reader.take(key, str) for key in ("repo", "revision", "filename")})
+        reader.finish()
+        if not re.fullmatch(r"[0-9a-f]{40}", file.revision):
+            raise WeightsError(f"hub: revision is a commit of 40 hexadecimal digits, got {file.revision!r}")
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", file.repo) or not re.fullmatch(
+            r"[\w-][\w.-]*\.safetensors", file.filename
+        ):
+            raise WeightsError(f"hub: not a repository and a safetensors file: {file.repo!r}, {file.filename!r}")
+        return file
+
+
+@dataclass(frozen=True, kw_only=True)
 class WeightsEntry:
     """A published model.
 
-    file: path of a bundled file, relative to the package; None for a model that is announced but has no weights yet,
-    and then `unpublished` says what to do instead. sha256, size (bytes) and num_params belong to the file.
+    file: path of a bundled file, relative to the package; hub: where it is on the hub otherwise. A model that is
+    announced but has no weights yet has neither, and then `unpublished` says what to do instead. sha256, size (bytes)
+    and num_params belong to the file.
     """
 
     name: str
     aliases: tuple[str, ...]
     summary: str
     file: str | None
+    hub: HubFile | None
     sha256: str | None
     size: int | None
     num_params: int | None
@@ -158,22 +183,27 @@ class WeightsEntry:
             "size": reader.take("size", int, default=None),
             "num_params": reader.take("num_params", int, default=None),
             "unpublished": reader.take("unpublished", str, default=None),
+            "hub": None,
             "description": None,
         }
+        if (hub := reader.take("hub", dict, default=None)) is not None:
+            entry["hub"] = HubFile.from_dict(hub)
         if (description := reader.take("description", dict, default=None)) is not None:
             try:
                 entry["description"] = ModelDescription.from_dict(description)
             except WeightsError as error:
                 raise WeightsError(f"{name}: {error}") from error
         reader.finish()
-        if not entry["file"]:
+        if entry["file"] and entry["hub"]:
+            raise WeightsError(f"{name} has both a bundled file and one on the hub")
+        if not entry["file"] and not entry["hub"]:
             if entry["unpublished"] is None:
                 raise WeightsError(f"{name} has no file, and does not say why (unpublished)")
         elif missing := [key for key in ("sha256", "size", "num_params", "description") if entry[key] is None]:
             raise WeightsError(f"{name} has a file, but no {', '.join(missing)}")
         elif not re.fullmatch(r"[0-9a-f]{64}", entry["sha256"]):
             raise WeightsError(f"{name}: sha256 is 64 hexadecimal digits, got {entry['sha256']!r}")
-        elif ".." in Path(entry["file"]).parts or Path(entry["file"]).is_absolute():
+        elif entry["file"] and (".." in Path(entry["file"]).parts or Path(entry["file"]).is_absolute()):
             raise WeightsError(f"{name}: file lies outside the package: {entry['file']!r}")
         return cls(**entry)
 

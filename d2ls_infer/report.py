@@ -100,7 +100,11 @@ def render(report: Mapping[str, Any], evaluation: Evaluation) -> str:
         counts = evaluation.full.counts
         shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     return environment.get_template("evaluation.html").render(
-        report=report, labels=evaluation.labels, examples=examples, shares=shares
+        report=report,
+        labels=evaluation.labels,
+        examples=examples,
+        shares=shares,
+        paper_has_classes=any(name.startswith("IoU ") for name in report["paper"]),
     )
 
 

@@ -51,6 +51,11 @@ def find_weights(name_or_path: str | Path) -> WeightsFile:
     if path.suffix == ".safetensors" or len(path.parts) > 1:
         raise MissingFileError(f"no such weights file: {path}")
     entry = load_manifest().find(str(name_or_path))
+    if entry.hub is not None:
+        raise UnavailableModelError(
+            f"the model {entry.name} is not in the package; fetch {entry.hub.filename} of {entry.hub.repo} at "
+            f"{entry.hub.revision} from the Hugging Face Hub, and give its path"
+        )
     if entry.path is None:
         raise UnavailableModelError(f"the model {entry.name} has no weights yet: {entry.unpublished}")
     if not entry.path.is_file():

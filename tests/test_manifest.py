@@ -224,6 +224,39 @@ def test_entry_that_makes_no_sense_is_refused_by_name(changes: dict[str, Any], m
         WeightsEntry.from_dict({**ENTRY, **changes})
 
 
+HUB = {"repo": "someone/some-model", "revision": "0123456789abcdef" * 2 + "01234567", "filename": "toy.safetensors"}
+
+
+def test_entry_on_the_hub_says_where() -> None:
+    entry = WeightsEntry.from_dict({key: value for key, value in ENTRY.items() if key != "file"} | {"hub": HUB})
+    assert entry.path is None
+    assert entry.hub is not None
+    assert (entry.hub.repo, entry.hub.revision, entry.hub.filename) == tuple(HUB.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"revision": "main"}, "revision is a commit of 40 hexadecimal digits, got 'main'"),
+        ({"revision": "0" * 39}, "40 hexadecimal digits"),
+        ({"repo": "../../etc"}, "not a repository"),
+        ({"repo": "alone"}, "not a repository"),
+        ({"filename": "../toy.safetensors"}, "not a repository and a safetensors file"),
+        ({"filename": "toy.ckpt"}, "not a repository and a safetensors file"),
+        ({"branch": "main"}, "unknown keys branch"),
+    ],
+)
+def test_hub_file_is_pinned_and_named_plainly(changes: dict[str, str], message: str) -> None:
+    values = {key: value for key, value in ENTRY.items() if key != "file"} | {"hub": HUB | changes}
+    with pytest.raises(WeightsError, match=message):
+        WeightsEntry.from_dict(values)
+
+
+def test_a_file_is_in_one_place() -> None:
+    with pytest.raises(WeightsError, match="both a bundled file and one on the hub"):
+        WeightsEntry.from_dict(ENTRY | {"hub": HUB})
+
+
 def test_damaged_description_of_an_entry_names_the_entry() -> None:
     with pytest.raises(WeightsError, match=r"toy\b"):
         WeightsEntry.from_dict(changed(ENTRY, description=changed(DESCRIPTION, license=3)))

@@ -329,3 +329,16 @@ def test_path_that_is_not_there_is_told(tmp_path: Path) -> None:
     for path in (tmp_path / "none.safetensors", tmp_path / "none", Path("none.safetensors")):
         with pytest.raises(MissingFileError, match="no such weights file"):
             find_weights(path)
+
+
+def test_model_on_the_hub_says_where_to_fetch_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = WeightsEntry.from_dict(
+        {
+            "name": "far", "summary": "on the hub", "sha256": "0" * 64, "size": 1, "num_params": 1,
+            "hub": {"repo": "someone/far", "revision": "0" * 40, "filename": "far.safetensors"},
+            "description": describe().to_dict(),
+        }
+    )  # fmt: skip
+    monkeypatch.setattr("d2ls_infer.weights.load_manifest", lambda: Manifest((entry,)))
+    with pytest.raises(UnavailableModelError, match=r"far\.safetensors of someone/far at 0{40}"):
+        find_weights("far")
