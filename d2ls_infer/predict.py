@@ -31,6 +31,12 @@ Progress = Callable[[int, int], None]
 
 T = TypeVar("T")
 
+MARKS = ("red", "green", "blue", "near infrared", "alpha")
+"""Names of bands that contradict each other."""
+
+GSD_TOLERANCE = 1.5
+"""How many times larger or smaller than the model's a scene's pixels may be without a warning."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
@@ -164,6 +170,8 @@ def predict_raster(
     with settings.open(source, bands=known.bands, value_range=getattr(known, "value_range", None)) as scene:
         segmenter: Any = model if weights is None else load_segmenter(weights)
         warn_of_type(scene)
+        warn_of_bands(scene, segmenter.bands, chosen=settings.bands is not None)
+        warn_of_gsd(scene, getattr(segmenter, "gsd_m", None))
         with RasterWriter.create(
             Path(output),
             like=scene,
@@ -303,6 +311,33 @@ def warn_of_type(scene: Scene) -> None:
             "%s holds %s values; they are taken on the model's range %g to %g as they are. "
             "If they are on another, give --scale MIN,MAX or --scale p2,p98",
             scene.path, scene.dtype, low, high,
+        )  # fmt: skip
+
+
+def warn_of_bands(scene: Scene, names: Sequence[str], *, chosen: bool) -> None:
+    """Say it when nobody chose the bands and the file marks one as another colour than the model takes it for."""
+    wrong = [
+        f"band {band} is marked {mark} and taken as {name}"
+        for band, mark, name in zip(scene.bands, scene.band_marks(), names, strict=True)
+        if not chosen and mark in MARKS and name.lower() in MARKS and mark != name.lower()
+    ]
+    if wrong:
+        log.warning(
+            "%s: %s. That is right for false-colour images; else say which is which by --bands",
+            scene.path, "; ".join(wrong),
+        )  # fmt: skip
+
+
+def warn_of_gsd(scene: Scene, gsd_m: float | None) -> None:
+    """Say it when the scene's pixels are far from the size that the model was trained at."""
+    areas = scene.row_areas_m2()
+    if gsd_m is None or areas is None:
+        return
+    pixel_m = float(np.median(areas)) ** 0.5
+    if not 1 / GSD_TOLERANCE <= pixel_m / gsd_m <= GSD_TOLERANCE:
+        log.warning(
+            "%s has pixels of %.3g m, the model was trained at %.3g m: objects look to it %.3g times too %s",
+            scene.path, pixel_m, gsd_m, max(pixel_m / gsd_m, gsd_m / pixel_m), "small" if pixel_m > gsd_m else "large",
         )  # fmt: skip
 
 

@@ -27,7 +27,8 @@ class Segmenter(Protocol):
     labels: the classes, in the order of the scores. bands: names of the bands it takes, in channel order.
 
     Two attributes may be there besides: `value_range`, (low, high) of the raw pixel values, to which scenes of other
-    types than uint8 are scaled; and `device`, where the scores are (the CPU where it is left out).
+    types than uint8 are scaled; `device`, where the scores are (the CPU where it is left out); and `gsd_m`, the ground
+    sampling distance it was trained at.
     """
 
     labels: LabelMap
@@ -63,6 +64,7 @@ class D2LSSegmenter:
         self.description = description
         self.name, self.sha256 = name, sha256
         self.labels, self.bands, self.value_range = description.labels, description.bands, description.value_range
+        self.gsd_m = description.gsd_m
         low, high = description.value_range
         mean, std = (
             torch.tensor(values, device=self.device).view(-1, 1, 1) for values in (description.mean, description.std)
@@ -156,7 +158,7 @@ class AugmentedSegmenter:
             raise UsageError(f"unknown test-time augmentation {mode!r}; known are {', '.join(TTA)}")
         self.segmenter, self.views = segmenter, TTA[mode]
         self.labels, self.bands = segmenter.labels, segmenter.bands
-        for name in ("value_range", "device", "dtype", "name", "sha256"):
+        for name in ("value_range", "gsd_m", "device", "dtype", "name", "sha256"):
             if hasattr(segmenter, name):
                 setattr(self, name, getattr(segmenter, name))
 

@@ -606,3 +606,63 @@ def test_real_scenes_are_mapped_pixel_by_pixel(
         valid = (masks > 0).any(0)
         assert np.array_equal(found.array, np.where(valid, array % 3, NODATA)), path.name
         assert sum(area.pixels for area in result.areas) == valid.sum()
+
+
+# Warnings of scenes that a model was not made for
+
+
+@pytest.mark.parametrize(
+    ("interpretation", "names", "warned"),
+    [
+        (("red", "green", "blue"), ("red", "green", "blue"), ""),
+        (
+            ("red", "green", "blue"),
+            ("near infrared", "red", "green"),
+            "band 1 is marked red and taken as near infrared",
+        ),
+        (("gray", "undefined", "undefined"), ("near infrared", "red", "green"), ""),
+        (("red", "green", "blue"), ("vv", "vh", "slope"), ""),
+    ],
+)
+def test_bands_marked_as_other_colours_are_told_unless_they_were_chosen(
+    tmp_path: Path,
+    write_raster: Write,
+    pixels: Pixels,
+    fakes: SimpleNamespace,
+    caplog: pytest.LogCaptureFixture,
+    interpretation: tuple[str, ...],
+    names: tuple[str, ...],
+    warned: str,
+) -> None:
+    path = write_raster(tmp_path / "scene.tif", pixels(3, 8, 8))
+    with rasterio.open(path, "r+") as dataset:
+        dataset.colorinterp = [rasterio.enums.ColorInterp[name] for name in interpretation]
+    model = fakes.PerPixel()
+    model.bands = names
+    caplog.set_level(logging.WARNING)
+    predict_raster(model, path, bands="1,2,3")
+    assert caplog.messages == []
+    predict_raster(model, path, overwrite=True)
+    assert len(caplog.messages) == bool(warned)
+    assert warned in " ".join(caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("gsd_m", "warned"), [(2.0, ""), (1.4, ""), (2.9, ""), (0.5, "4 times too small"), (8.0, "4 times too large")]
+)
+def test_pixels_of_another_size_than_the_models_are_told(
+    tmp_path: Path,
+    write_raster: Write,
+    pixels: Pixels,
+    fakes: SimpleNamespace,
+    caplog: pytest.LogCaptureFixture,
+    gsd_m: float,
+    warned: str,
+) -> None:
+    path = write_raster(tmp_path / "scene.tif", pixels(3, 8, 8))  # pixels of 2 m
+    model = fakes.PerPixel()
+    model.gsd_m = gsd_m
+    caplog.set_level(logging.WARNING)
+    predict_raster(model, path)
+    assert len(caplog.messages) == bool(warned)
+    assert warned in " ".join(caplog.messages)

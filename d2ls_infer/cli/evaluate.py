@@ -159,9 +159,15 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
+def interval(ends: list[float | None]) -> str:
+    """The ends of a 95 % interval; nothing where there are too few images for one."""
+    return "" if None in ends else f" ({number(ends[0])} to {number(ends[1])})"
+
+
 def show(summary: dict[str, Any], result: Evaluation) -> str:
     """The scores as tables for a terminal."""
-    lines = []
+    about = summary["about"]
+    lines = [f"{about['dataset']}, split {about['split']}, {about['images']} images; {about['protocol']}"]
     for title, scores in (("all labels", summary["full"]), ("eroded labels", summary["eroded"])):
         if scores is None:
             continue
@@ -172,16 +178,16 @@ def show(summary: dict[str, Any], result: Evaluation) -> str:
             for index, name in enumerate(result.labels.names)
         ]
         lines.append(options.table([title, *columns, "boundary IoU"], rows, right=range(1, 6)))
-        low_iou, high_iou, low_f1, high_f1 = map(number, scores["mIoU_interval"] + scores["mF1_interval"])
         left_out = summary["left_out_of_means"]
         note = f" without {', '.join(left_out)}" if left_out else ""
         lines.append(
-            f"mIoU{note} {number(scores['mIoU'])} ({low_iou} to {high_iou}), mF1 {number(scores['mF1'])} "
-            f"({low_f1} to {high_f1}), overall accuracy {number(scores['overall_accuracy'])}"
+            f"mIoU{note} {number(scores['mIoU'])}{interval(scores['mIoU_interval'])}, mF1 {number(scores['mF1'])}"
+            f"{interval(scores['mF1_interval'])}, overall accuracy {number(scores['overall_accuracy'])}"
         )
         if left_out:
-            lines.append(f"with it: mIoU {number(scores['mIoU_all_classes'])}, mF1 {number(scores['mF1_all_classes'])}")
+            mean_iou, mean_f1 = number(scores["mIoU_all_classes"]), number(scores["mF1_all_classes"])
+            lines.append(f"with it, where it occurs: mIoU {mean_iou}, mF1 {mean_f1}")
     if summary["paper"]:
         paper = ", ".join(f"{name} {value:g}" for name, value in summary["paper"].items())
-        lines.append(f"the paper's own, with ConvNeXt-Base on its split: {paper}")
+        lines.append(f"the paper's own numbers (ConvNeXt-Base, another split): {paper}")
     return "\n".join(lines)

@@ -68,6 +68,8 @@ def predict(
     if output_text and output_text.endswith(("/", os.sep)) and not Path(output_text).is_dir():
         raise UsageError(f"no such folder: {output_text}")
     folder = output if output is not None and output.is_dir() else None
+    if output is not None and folder is None and output.suffix.lower() not in (".tif", ".tiff"):
+        raise UsageError(f"{output} is no folder, and a map is a GeoTIFF: name it .tif, or make the folder first")
     if len(scenes) > 1 and output is not None and folder is None:
         raise UsageError(f"{len(scenes)} scenes, but one output: {output} is not a folder")
     outputs = [output if output and not folder else default_output(scene, weights.name, folder) for scene in scenes]

@@ -132,6 +132,10 @@ class Scene:
     def width(self) -> int:
         return int(self.dataset.width)
 
+    def band_marks(self) -> list[str]:
+        """What the file says each chosen band shows: red, green, blue, alpha, gray, undefined, ..."""
+        return [self.dataset.colorinterp[band - 1].name for band in self.bands]
+
     def row_areas_m2(self) -> np.ndarray | None:
         """(height,) square metres of a pixel of each row; None without a coordinate system or a transform.
 

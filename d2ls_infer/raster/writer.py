@@ -37,7 +37,7 @@ def check_output(path: Path, *, source: str, overwrite: bool) -> None:
     if not path.parent.is_dir():
         raise MissingFileError(f"no such folder: {path.parent}")
     if path.exists() and not overwrite:
-        raise OutputExistsError(f"{path} exists; give --overwrite to replace it")
+        raise OutputExistsError(f"{path} exists; give --overwrite (in Python overwrite=True) to replace it")
     if not os.access(path.parent, os.W_OK):
         raise RasterError(f"cannot write to the folder {path.parent}")
 

@@ -376,3 +376,14 @@ def test_a_name_that_is_too_long_for_a_file(d2ls: D2LS, scene: Path, tiny_weight
     output = scene.with_name("m" * 248 + ".tif")
     assert_error(d2ls("predict", scene, "--model", tiny_weights, "-o", output), 1, "cannot write", "mmm")
     assert names_in(scene.parent) == ["scene.tif"]
+
+
+@pytest.mark.parametrize("name", ["maps", "map.png"])
+def test_an_output_is_a_folder_that_is_there_or_a_geotiff(
+    d2ls: Callable[..., Result], tmp_path: Path, write_raster: Callable[..., Path], tiny_weights: Path, name: str
+) -> None:
+    scene = write_raster(tmp_path / "scene.tif", np.zeros((3, 8, 8), np.uint8))
+    result = d2ls("predict", scene, "-m", tiny_weights, "-o", tmp_path / name)
+    assert result.exit_code == 2
+    assert "name it .tif, or make the folder first" in result.output
+    assert not (tmp_path / name).exists()
