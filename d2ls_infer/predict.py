@@ -330,8 +330,7 @@ def warn_of_bands(scene: Scene, names: Sequence[str], *, chosen: bool) -> None:
 
 def warn_of_gsd(scene: Scene, gsd_m: float | None) -> None:
     """Say it when the scene's pixels are far from the size that the model was trained at."""
-    areas = scene.row_areas_m2()
-    if gsd_m is None or areas is None:
+    if gsd_m is None or (areas := scene.row_areas_m2()) is None:
         return
     pixel_m = float(np.median(areas)) ** 0.5
     if not 1 / GSD_TOLERANCE <= pixel_m / gsd_m <= GSD_TOLERANCE:
