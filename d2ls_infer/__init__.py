@@ -8,12 +8,15 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from d2ls_infer.predict import ClassArea, PredictResult, load_model, predict_raster
+    from d2ls_infer.nn import D2LS
+    from d2ls_infer.outputs import ClassArea
+    from d2ls_infer.predict import PredictResult, load_model, predict_raster
     from d2ls_infer.segmenter import D2LSSegmenter, Segmenter
 
 __version__ = version("d2ls-infer")
 
 __all__ = [
+    "D2LS",
     "ClassArea",
     "D2LSSegmenter",
     "PredictResult",
@@ -27,6 +30,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in ("D2LSSegmenter", "Segmenter"):
         from d2ls_infer import segmenter as home
+    elif name == "D2LS":
+        from d2ls_infer import nn as home  # type: ignore[no-redef]
     elif name in __all__:
         from d2ls_infer import predict as home  # type: ignore[no-redef]
     else:

@@ -10,6 +10,12 @@ class D2LSError(Exception):
     exit_code = 1
 
 
+def shortened(value: object) -> str:
+    """A value as an error's line shows it: of one that came from a file, at most 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 class UsageError(D2LSError, ValueError):
     """What was asked for does not make sense: a bad option, an unknown name, too few bands."""
 
@@ -34,3 +40,7 @@ class WeightsError(D2LSError, ValueError):
 
 class UnavailableModelError(UsageError):
     """The model is known, but its weights are not to be had (yet)."""
+
+
+class HubError(D2LSError, OSError):
+    """The Hugging Face Hub could not be reached, refused, or gave something else than was asked for."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from d2ls_infer.errors import UsageError
+from d2ls_infer.errors import UsageError, shortened
 
 NODATA = 255
 """Value of a pixel of a class map that has no class: outside the scene's valid area."""
@@ -33,12 +33,12 @@ class LabelMap:
         if not 1 <= len(self.names) <= NODATA:
             raise UsageError(f"a class map holds 1 to {NODATA} classes, got {len(self.names)}")
         if any(not isinstance(name, str) or not name.strip() for name in self.names):
-            raise UsageError(f"a class name is empty: {list(self.names)}")
+            raise UsageError(f"a class name is empty: {shortened(list(self.names))}")
         if twice := {name for name in self.names if self.names.count(name) > 1}:
-            raise UsageError(f"class names stand twice: {', '.join(sorted(twice))}")
+            raise UsageError(f"class names stand twice: {', '.join(sorted(twice))[:200]}")
         for color in self.colors:
             if len(color) != 3 or any(type(value) is not int or not 0 <= value <= 255 for value in color):
-                raise UsageError(f"a colour is three whole numbers from 0 to 255, got {color!r}")
+                raise UsageError(f"a colour is three whole numbers from 0 to 255, got {shortened(color)}")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -65,14 +65,15 @@ class LabelMap:
             if any(set(item) != {"name", "color"} for item in items):
                 raise KeyError("unknown keys")
         except (TypeError, KeyError) as error:
-            raise UsageError(f'labels are a list of {{"name": ..., "color": "#rrggbb"}}, got {items!r}') from error
+            wanted = '{"name": ..., "color": "#rrggbb"}'
+            raise UsageError(f"labels are a list of {wanted}, got {shortened(items)}") from error
         return cls(tuple(name for name, _ in pairs), tuple(color for _, color in pairs), ignore_index)
 
 
 def parse_color(text: str) -> Color:
     """ "#rrggbb" -> (red, green, blue)."""
     if not isinstance(text, str) or not re.fullmatch(r"#[0-9a-fA-F]{6}", text):
-        raise UsageError(f'a colour is written "#rrggbb", got {text!r}')
+        raise UsageError(f'a colour is written "#rrggbb", got {shortened(text)}')
     return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
 
 

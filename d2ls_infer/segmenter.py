@@ -45,7 +45,7 @@ class D2LSSegmenter:
     """A D2LS network with the description of its weights. Scores are probabilities.
 
     `network` is the `nn.Module` in eval mode: normalised pixels in, logits out. `name` and `sha256` say which weights
-    it holds.
+    it holds, `reference` where they are on the hub ("owner/repo@commit:file"; empty for others).
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class D2LSSegmenter:
         *,
         name: str,
         sha256: str,
+        reference: str = "",
         device: str = "auto",
         precision: Precision = "auto",
     ) -> None:
@@ -62,7 +63,7 @@ class D2LSSegmenter:
         self.dtype = choose_dtype(precision, self.device)
         self.network = network.eval().to(self.device).to(memory_format=torch.channels_last)
         self.description = description
-        self.name, self.sha256 = name, sha256
+        self.name, self.sha256, self.reference = name, sha256, reference
         self.labels, self.bands, self.value_range = description.labels, description.bands, description.value_range
         self.gsd_m = description.gsd_m
         low, high = description.value_range
@@ -158,7 +159,7 @@ class AugmentedSegmenter:
             raise UsageError(f"unknown test-time augmentation {mode!r}; known are {', '.join(TTA)}")
         self.segmenter, self.views = segmenter, TTA[mode]
         self.labels, self.bands = segmenter.labels, segmenter.bands
-        for name in ("value_range", "gsd_m", "device", "dtype", "name", "sha256"):
+        for name in ("value_range", "gsd_m", "device", "dtype", "name", "sha256", "reference"):
             if hasattr(segmenter, name):
                 setattr(self, name, getattr(segmenter, name))
 

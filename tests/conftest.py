@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.request import urlopen
 from xml.etree import ElementTree
 
 import numpy as np
@@ -98,6 +103,15 @@ class Failing(Fake):
         if self.scored > self.tiles:
             raise self.error
         return torch.zeros(len(batch), len(self.labels), *batch.shape[-2:])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_models_of_the_users_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What a manifest on this machine names is none of the tests' business."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("D2LS_MANIFEST", raising=False)
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -196,6 +210,42 @@ def read_map() -> Callable[[Path], SimpleNamespace]:
 
 
 @pytest.fixture(scope="session")
+def web_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """A folder on loopback, served with byte ranges; see `range_server.py`. The folder, and its address."""
+    folder = tmp_path_factory.mktemp("web")
+    command = [sys.executable, str(Path(__file__).with_name("range_server.py")), str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        yield folder, f"http://127.0.0.1:{int(server.stdout.readline())}"
+        server.terminate()
+
+
+@pytest.fixture
+def web(web_server: tuple[Path, str], request: pytest.FixtureRequest) -> SimpleNamespace:
+    """A folder of its own for a test, since GDAL remembers what it has seen of an address.
+
+    `folder` is served at `address`; `sent()` gives the bytes, and `requests()` the number of requests, since either was
+    last asked.
+    """
+    root, address = web_server
+    name = re.sub(r"\W", "", request.node.name)
+    (root / name).mkdir()
+
+    def log() -> list[tuple[str, str, int]]:
+        with urlopen(f"{address}/-/log") as answer:
+            return list(json.load(answer))
+
+    return SimpleNamespace(
+        folder=root / name,
+        address=f"{address}/{name}",
+        root=address,
+        name=name,
+        sent=lambda: sum(size for *_, size in log()),
+        requests=lambda: len(log()),
+    )
+
+
+@pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A weights file of a small D2LS with random weights, for three bands of 0..255 and four classes."""
     from d2ls_infer.manifest import ModelDescription
@@ -222,3 +272,48 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     save_weights(path, weights_of(network), description)
     return path
+
+
+@pytest.fixture(scope="session")
+def cpu_only() -> Iterator[None]:
+    """Training on the CPU even where there is a faster device: only there is it the same to the last bit."""
+    from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
+
+    with pytest.MonkeyPatch.context() as patch:
+        for accelerator in (CUDAAccelerator, MPSAccelerator):
+            patch.setattr(accelerator, "is_available", staticmethod(lambda: False))
+        yield
+
+
+@pytest.fixture(scope="session")
+def backbone_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier of timm, mobilenetv3_small_050, with random weights, as its hub holds them."""
+    import timm
+    from safetensors.torch import save_file
+
+    path = tmp_path_factory.mktemp("backbone") / "model.safetensors"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        save_file(timm.create_model("mobilenetv3_small_050").state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def toys(tmp_path_factory: pytest.TempPathFactory, write_raster: Callable[..., Path]) -> Path:
+    """images/ and masks/ of five GeoTIFFs of 48 x 40 pixels and three classes, in train.txt and val.txt.
+
+    Their brightness is their class, and three columns are not labelled.
+    """
+    root = tmp_path_factory.mktemp("toys")
+    rng = np.random.default_rng(1)
+    for kind in ("images", "masks"):
+        (root / kind).mkdir()
+    for name in "abcde":
+        mask = rng.integers(0, 3, (6, 5), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+        image = np.clip(20 + 110.0 * mask + rng.normal(0, 8, (3, 48, 40)), 0, 255).astype(np.uint8)
+        mask[:, :3] = 255
+        write_raster(root / "images" / f"{name}.tif", image)
+        write_raster(root / "masks" / f"{name}.tif", mask[None])
+    (root / "train.txt").write_text("a\nb\nc\n")
+    (root / "val.txt").write_text("d\ne\n")
+    return root

@@ -15,13 +15,18 @@ PACKAGE = Path(d2ls_infer.__file__).parent
 LAYERS = (
     "errors",
     "labels",
+    "licence",
     "manifest",
+    "tensors",
     "nn",
     "legacy",
+    "hub",
+    "card",
     "weights",
     "tiling",
     "segmenter",
     "raster",
+    "outputs",
     "predict",
     "datasets",
     "metrics",
@@ -31,6 +36,7 @@ LAYERS = (
     "cli",
 )
 RANKS = {layer: rank for rank, layer in enumerate(LAYERS)} | {"__main__": len(LAYERS)}
+MAY_KNOW_THE_HUB = {f"{PACKAGE.name}.nn.pretrained"}
 MAY_KNOW_THE_VERSION = {"predict", "report", "cli", "__main__"}
 
 
@@ -104,15 +110,40 @@ def test_only_raster_knows_rasterio() -> None:
     assert {layer(item.importer) for item in ALL if item.imported.split(".")[0] == "rasterio"} == {"raster"}
 
 
-def test_nothing_outside_imports_train() -> None:
-    assert {layer(item.importer) for item in INSIDE if layer(item.imported) == "train"} <= {"train"}
+def test_only_the_command_line_imports_train() -> None:
+    assert {item.importer for item in INSIDE if layer(item.imported) == "train" != layer(item.importer)} == {
+        f"{PACKAGE.name}.cli.train"
+    }
+
+
+def test_only_train_knows_what_training_alone_needs() -> None:
+    for library in ("lightning", "matplotlib"):
+        assert {layer(item.importer) for item in ALL if item.imported.split(".")[0] == library} == {"train"}
 
 
 def test_the_network_knows_nothing_of_rasters_or_files() -> None:
-    """It is torch and timm, and our errors."""
-    known = {item.imported.split(".")[0] for item in ALL if item.importer.startswith(f"{PACKAGE.name}.nn")}
+    """It is torch and timm, and our errors; `pretrained.py` alone reads and writes files, as the hub's mixin does."""
+    network = [
+        item for item in ALL if item.importer.startswith(f"{PACKAGE.name}.nn") and item.importer not in MAY_KNOW_THE_HUB
+    ]
+    known = {item.imported.split(".")[0] for item in network}
     assert not known & {"rasterio", "safetensors", "huggingface_hub", "click", "numpy", "pickle"}
-    assert {layer(item.imported) for item in INSIDE if layer(item.importer) == "nn"} == {"errors", "nn"}
+    ours = {layer(item.imported) for item in network if item.imported.startswith(PACKAGE.name)}
+    assert ours == {"errors", "nn"}
+
+
+def test_only_these_modules_know_the_hub() -> None:
+    assert {item.importer for item in ALL if item.imported.split(".")[0] == "huggingface_hub"} == MAY_KNOW_THE_HUB | {
+        f"{PACKAGE.name}.hub", f"{PACKAGE.name}.card",
+    }  # fmt: skip
+
+
+def test_weights_are_read_by_way_of_tensors() -> None:
+    """So that no header goes unchecked; training reads the backbones of timm besides."""
+    assert {layer(item.importer) for item in ALL if item.imported.split(".")[0] == "safetensors"} <= {
+        "tensors",
+        "train",
+    }
 
 
 def test_no_module_is_imported_in_a_circle() -> None:

@@ -13,10 +13,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d2ls_infer.errors import UsageError, WeightsError
+from d2ls_infer.errors import MissingFileError, UsageError, WeightsError
 from d2ls_infer.labels import LabelMap
-from d2ls_infer.manifest import Manifest, Metric, ModelDescription, WeightsEntry, load_manifest, read_manifest
-from d2ls_infer.nn import count_parameters
+from d2ls_infer.manifest import (
+    CONFIG_SIZES,
+    HubFile,
+    Manifest,
+    Metric,
+    ModelDescription,
+    WeightsEntry,
+    load_manifest,
+    own_manifest,
+    read_manifest,
+)
+from d2ls_infer.nn import D2LSConfig, count_parameters
 from d2ls_infer.weights import file_sha256, load_network, read_description
 
 DESCRIPTION: dict[str, Any] = {
@@ -69,6 +79,7 @@ def descriptions(draw: st.DrawFn) -> ModelDescription:
         license=draw(words),
         training_data=draw(words),
         source=draw(words),
+        note=draw(st.just("") | words),
     )
 
 
@@ -214,7 +225,7 @@ def test_entry_without_weights_says_what_to_do_instead() -> None:
         ({"file": "weights/../../toy.safetensors"}, "toy: file lies outside the package"),
         ({"file": "/etc/passwd"}, "toy: file lies outside the package"),
         ({"file": ""}, "toy.*file"),
-        ({"aliases": "toy"}, "toy: aliases must be list"),
+        ({"aliases": "toy"}, "entry: aliases must be list"),
         ({"url": "https://example.org"}, "toy: unknown keys url"),
         ({"description": changed(DESCRIPTION, std=[0.0] * 4)}, "std must be above 0"),
     ],
@@ -260,6 +271,82 @@ def test_a_file_is_in_one_place() -> None:
 def test_damaged_description_of_an_entry_names_the_entry() -> None:
     with pytest.raises(WeightsError, match=r"toy\b"):
         WeightsEntry.from_dict(changed(ENTRY, description=changed(DESCRIPTION, license=3)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "../toy"}, r"a name is up to 96 letters, digits.*got '\.\./toy'"),
+        ({"name": "to y"}, "got 'to y'"),
+        ({"aliases": ["ok", "a/b"]}, "got 'a/b'"),
+        ({"size": 0}, "toy: size must be at least 1, got 0"),
+        ({"num_params": -3}, "toy: num_params must be at least 1, got -3"),
+        ({"file": "C:\\toy.safetensors"}, "outside the package"),
+        ({"file": "weights\\..\\..\\toy.safetensors"}, "outside the package"),
+        ({"file": "\\\\host\\share\\toy.safetensors"}, "outside the package"),
+        ({"sha256": "x", "file": None, "unpublished": "wait"}, "sha256 is 64 hexadecimal digits"),
+    ],
+)
+def test_names_and_places_are_plain_on_every_system(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(WeightsError, match=message):
+        WeightsEntry.from_dict({**ENTRY, **changes})
+
+
+@pytest.mark.parametrize("repo", ["../..", "a/..", "a--b/c", "a/b--c", "-a/b", "a/b/c", "á/b", "a/b\n"])
+def test_repository_is_named_as_the_hub_names_them(repo: str) -> None:
+    values = {key: value for key, value in ENTRY.items() if key != "file"} | {"hub": HUB | {"repo": repo}}
+    with pytest.raises(WeightsError, match="not a repository"):
+        WeightsEntry.from_dict(values)
+
+
+ON_HUB = {key: value for key, value in ENTRY.items() if key != "file"} | {"hub": HUB}
+
+
+@pytest.mark.parametrize(
+    "values", [ENTRY, ON_HUB, {"name": "later", "aliases": [], "summary": "", "unpublished": "wait"}]
+)
+def test_json_form_of_an_entry_is_the_one_it_was_read_from(values: dict[str, Any]) -> None:
+    assert json.loads(json.dumps(WeightsEntry.from_dict(values).to_dict())) == values
+
+
+def test_reference_of_a_hub_file_is_what_model_takes() -> None:
+    file = HubFile.from_dict(HUB)
+    assert str(file) == f"someone/some-model@{HUB['revision']}:toy.safetensors"
+    assert file.is_pinned
+    assert not HubFile(repo="a/b", revision="main").is_pinned
+
+
+# What a user must know
+
+
+def test_note_is_part_of_a_description_where_there_is_one() -> None:
+    assert ModelDescription.from_dict(DESCRIPTION).note == ""
+    noted = ModelDescription.from_dict(changed(DESCRIPTION, note="a preview"))
+    assert noted.note == "a preview"
+    assert noted.to_dict() == changed(DESCRIPTION, note="a preview")
+    with pytest.raises(WeightsError, match="note must be str"):
+        ModelDescription.from_dict(changed(DESCRIPTION, note=3))
+
+
+# Configs
+
+
+def test_config_is_read_as_the_network_has_it() -> None:
+    assert {"backbone", *CONFIG_SIZES} == {field.name for field in dataclasses.fields(D2LSConfig)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"heads": 8}, "config: unknown keys heads"),
+        ({"backbone": None}, "config: backbone is missing"),
+        ({"stages": "3"}, "config: stages must be int, got '3'"),
+        ({"stages": 0}, "config: stages must be at least 1, got 0"),
+    ],
+)
+def test_config_that_makes_no_sense_is_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(WeightsError, match=message):
+        ModelDescription.from_dict(changed(DESCRIPTION, config=changed(DESCRIPTION["config"], **changes)))
 
 
 # The manifest
@@ -328,6 +415,71 @@ def test_unknown_model_is_told_with_the_nearest_names() -> None:
         Manifest(tuple(entries)).find("postdam")
     with pytest.raises(UsageError, match="known are loveda, potsdam, vaihingen"):
         Manifest(tuple(entries)).find("qqq")
+
+
+# A manifest of the user's own
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A manifest that knows `mine`, and another `naip` than the package's."""
+    entries = [changed(ENTRY, name="mine", aliases=["potsdam"]), changed(ENTRY, name="NAIP", aliases=[])]
+    path = tmp_path / "models.json"
+    path.write_text(json.dumps({"version": 1, "models": entries}))
+    return path
+
+
+def test_own_entries_are_over_those_of_the_package(own: Path) -> None:
+    merged = load_manifest(own)
+    packaged = {entry.name for entry in load_manifest().entries}
+    assert {entry.name for entry in merged.entries} == packaged - {"naip", "potsdam"} | {"mine", "NAIP"}
+    assert merged.find("naip").sha256 == merged.find("potsdam").sha256 == ENTRY["sha256"]
+    assert merged.find("vaihingen") == load_manifest().find("vaihingen")
+
+
+def test_files_of_an_own_manifest_lie_in_its_folder(own: Path) -> None:
+    assert load_manifest(own).find("mine").path == own.parent / "weights/toy.safetensors"
+
+
+def test_own_manifest_is_named_or_lies_in_the_usual_place(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert own_manifest() is None
+    usual = tmp_path / "config" / "d2ls" / "weights_manifest.json"
+    usual.parent.mkdir(parents=True)
+    usual.write_text('{"version": 1, "models": []}')
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    assert own_manifest() == usual
+    monkeypatch.setenv("D2LS_MANIFEST", "")
+    assert own_manifest() == usual
+    monkeypatch.setenv("D2LS_MANIFEST", str(own))
+    assert own_manifest() == own
+    assert load_manifest().find("mine")
+    assert own_manifest(usual) == usual
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    monkeypatch.delenv("D2LS_MANIFEST")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    usual.parent.rename(tmp_path / "d2ls")
+    (tmp_path / "config").rename(tmp_path / ".config")
+    (tmp_path / "d2ls").rename(tmp_path / ".config" / "d2ls")
+    assert own_manifest() == tmp_path / ".config" / "d2ls" / "weights_manifest.json"
+
+
+def test_own_manifest_that_is_named_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MissingFileError, match=r"no such manifest: .*none\.json$"):
+        load_manifest(tmp_path / "none.json")
+    monkeypatch.setenv("D2LS_MANIFEST", "none.json")
+    with pytest.raises(MissingFileError, match=r"no such manifest: none\.json \(named by D2LS_MANIFEST\)"):
+        load_manifest()
+
+
+def test_user_without_a_home_has_no_own_manifest(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    assert own_manifest() is None
 
 
 # The manifest of this project

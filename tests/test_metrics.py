@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import sklearn.metrics
 
 from d2ls_infer.errors import UsageError
 from d2ls_infer.labels import LabelMap
@@ -48,6 +49,35 @@ def test_scores_are_those_counted_pixel_by_pixel(seed: int) -> None:
         np.testing.assert_allclose(getattr(scores, name), expected[name], err_msg=name)
     assert scores.overall_accuracy == pytest.approx(expected["overall_accuracy"][0])
     assert matrix.counts.sum() == (truth != 255).sum()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_scores_are_those_of_scikit_learn(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    every = np.arange(len(LABELS))
+    pairs = []
+    for shape in ((31, 17), (8, 40)):
+        truth = rng.choice([*every, 255], shape, p=rng.dirichlet(np.ones(5)))
+        truth.flat[:8] = [*every, *every]  # scikit-learn gives 0 where we give nothing: let every class occur
+        predicted = np.where(rng.random(shape) < 0.7, truth % 255, rng.choice(every, shape))
+        predicted.flat[:4] = every
+        pairs.append((truth, predicted))
+    matrix = matrix_of(*pairs)
+    scores = matrix.scores()
+    t, p = (np.concatenate([pair[i][pair[0] != 255] for pair in pairs]) for i in (0, 1))
+    np.testing.assert_array_equal(matrix.counts[:, :-1], sklearn.metrics.confusion_matrix(t, p, labels=every))
+    assert not matrix.counts[:, -1].any()
+    np.testing.assert_allclose(scores.iou, sklearn.metrics.jaccard_score(t, p, labels=every, average=None))
+    precision, recall, f1, support = sklearn.metrics.precision_recall_fscore_support(t, p, labels=every)
+    np.testing.assert_allclose(scores.precision, precision)
+    np.testing.assert_allclose(scores.recall, recall)
+    np.testing.assert_allclose(scores.f1, f1)
+    np.testing.assert_array_equal(matrix.counts.sum(1), support)
+    assert scores.overall_accuracy == pytest.approx(sklearn.metrics.accuracy_score(t, p))
+    assert scores.mean("iou") == pytest.approx(sklearn.metrics.jaccard_score(t, p, labels=every, average="macro"))
+    assert scores.mean("f1", without=[1]) == pytest.approx(
+        sklearn.metrics.f1_score(t, p, labels=[0, 2, 3], average="macro")
+    )
 
 
 def test_f1_is_the_harmonic_mean_of_precision_and_recall() -> None:

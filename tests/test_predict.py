@@ -386,7 +386,11 @@ def test_a_map_goes_where_it_is_told(scene: Path, tmp_path: Path, fakes: SimpleN
         predict_raster(fakes.Constant(), scene, tmp_path / "maps").output
         == tmp_path / "maps" / "scene_d2ls-Constant.tif"
     )
-    assert names_in(tmp_path / "maps") == ["scene_d2ls-Constant.tif", "scene_d2ls-Constant.tif.aux.xml"]
+    assert names_in(tmp_path / "maps") == [
+        "scene_d2ls-Constant.qml",
+        "scene_d2ls-Constant.tif",
+        "scene_d2ls-Constant.tif.aux.xml",
+    ]
 
 
 def test_an_older_map_is_replaced_only_on_request(scene: Path, read_map: ReadMap, fakes: SimpleNamespace) -> None:
@@ -482,7 +486,8 @@ def test_scores_of_another_shape_are_an_error_that_leaves_nothing(scene: Path, f
         ({"overlap": "lots"}, ["overlap", "'lots'"]),
         ({"blend": "cosine"}, ["window", "'cosine'", "hann"]),
         ({"batch_size": 0}, ["batch size", "at least 1", "got 0"]),
-        ({"bands": "1,x"}, ["bands", "'1,x'"]),
+        ({"bands": "1;x"}, ["bands", "'1;x'"]),
+        ({"bands": "1,2,x"}, ["3 bands", "none of them is 'x'"]),
         ({"bands": [1, 2]}, ["takes 3 bands", "2"]),
         ({"bands": [1, 2, 4]}, ["has 3 bands", "no band 4"]),
         ({"scale": "5,1"}, ["scale", "'5,1'"]),

@@ -21,7 +21,15 @@ from d2ls_infer.errors import MissingFileError, UnavailableModelError, UsageErro
 from d2ls_infer.labels import LabelMap
 from d2ls_infer.manifest import Manifest, ModelDescription, WeightsEntry
 from d2ls_infer.nn import D2LS, D2LSConfig, count_parameters, weights_of
-from d2ls_infer.weights import file_sha256, find_weights, load_network, read_description, save_weights
+from d2ls_infer.predict import load_model
+from d2ls_infer.weights import (
+    check_entry,
+    file_sha256,
+    find_weights,
+    load_network,
+    read_description,
+    save_weights,
+)
 
 CONFIG = D2LSConfig(backbone="mobilenetv3_small_050", num_classes=2, embed_dim=32, stages=1)
 
@@ -264,7 +272,7 @@ def publish(tmp_path: Path, file: Path, network: D2LS, monkeypatch: pytest.Monke
         }
         entry = WeightsEntry.from_dict({**values, **changes})
         monkeypatch.setattr(manifest_module, "PACKAGE", tmp_path)
-        monkeypatch.setattr(weights_module, "load_manifest", lambda: Manifest((entry,)))
+        monkeypatch.setattr(weights_module, "load_manifest", lambda _: Manifest((entry,)))
         return entry
 
     return put
@@ -331,14 +339,85 @@ def test_path_that_is_not_there_is_told(tmp_path: Path) -> None:
             find_weights(path)
 
 
-def test_model_on_the_hub_says_where_to_fetch_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = WeightsEntry.from_dict(
-        {
-            "name": "far", "summary": "on the hub", "sha256": "0" * 64, "size": 1, "num_params": 1,
-            "hub": {"repo": "someone/far", "revision": "0" * 40, "filename": "far.safetensors"},
-            "description": describe().to_dict(),
-        }
-    )  # fmt: skip
-    monkeypatch.setattr("d2ls_infer.weights.load_manifest", lambda: Manifest((entry,)))
-    with pytest.raises(UnavailableModelError, match=r"far\.safetensors of someone/far at 0{40}"):
-        find_weights("far")
+# The order of meaning
+
+
+def test_folder_is_not_taken_for_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs", "someone/toy"):
+        (tmp_path / name).mkdir(parents=True)
+        with pytest.raises(UsageError, match=f"{name} is a folder; name the weights file in it"):
+            find_weights(name)
+
+
+def test_name_is_meant_even_beside_a_folder_of_that_name(
+    publish: Callable[..., WeightsEntry], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "toy").mkdir()
+    assert find_weights("toy").name == "toy"
+
+
+def test_file_is_meant_before_a_name(publish: Callable[..., WeightsEntry], file: Path, tmp_path: Path) -> None:
+    publish()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        file.rename("toy")
+        assert find_weights("toy").path == Path("toy")
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a/" * 3000, "nul\0"])
+def test_name_that_no_file_can_have_is_told(name: str) -> None:
+    with pytest.raises(UsageError):
+        find_weights(name, offline=True)
+
+
+def test_local_file_of_an_own_manifest_is_found_and_checked(tmp_path: Path, file: Path, network: D2LS) -> None:
+    entry = {
+        "name": "mine", "summary": "", "file": file.name, "sha256": file_sha256(file), "size": file.stat().st_size,
+        "num_params": count_parameters(network), "description": DESCRIBED,
+    }  # fmt: skip
+    (tmp_path / "models.json").write_text(json.dumps({"version": 1, "models": [entry]}))
+    found = find_weights("mine", manifest=tmp_path / "models.json")
+    assert (found.name, found.path, found.hub, found.reference) == ("mine", file, None, "")
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(WeightsError, match="is damaged: expected") as caught:
+        find_weights("mine", manifest=tmp_path / "models.json")
+    assert "install" not in str(caught.value)
+    file.unlink()
+    with pytest.raises(WeightsError, match="the file of mine is missing"):
+        find_weights("mine", manifest=tmp_path / "models.json")
+
+
+# What a user must know
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, []),
+        ({"note": "a preview"}, ["toy: a preview"]),
+        ({"license": "CC-BY-NC-SA-4.0"}, ["toy: licence: CC-BY-NC-SA-4.0"]),
+        ({"note": "a preview", "license": "research use only"}, ["toy: a preview; licence: research use only"]),
+    ],
+)
+def test_note_and_terms_are_said_once_when_a_model_is_loaded(
+    file: Path, network: D2LS, caplog: pytest.LogCaptureFixture, changes: dict[str, str], expected: list[str]
+) -> None:
+    save_weights(file, weights_of(network), describe(**changes))
+    load_model(file, device="cpu")
+    assert caplog.messages == expected
+
+
+# Against a manifest's entry
+
+
+def test_entry_and_file_must_say_the_same(publish: Callable[..., WeightsEntry], file: Path) -> None:
+    check_entry(publish(), file, whole=True)
+    other = publish(description={**DESCRIBED, "license": "MIT", "note": "new"})
+    with pytest.raises(WeightsError, match="differ in what they say: license, note"):
+        check_entry(other, file)
+    check_entry(publish(num_params=3), file)
+    with pytest.raises(WeightsError, match=r"has \d+ parameters, the manifest says 3"):
+        check_entry(publish(num_params=3), file, whole=True)

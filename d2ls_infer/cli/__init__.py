@@ -12,6 +12,8 @@ from d2ls_infer.cli.convert import convert
 from d2ls_infer.cli.evaluate import evaluate
 from d2ls_infer.cli.models import models
 from d2ls_infer.cli.predict import predict
+from d2ls_infer.cli.publish import publish
+from d2ls_infer.cli.train import train
 from d2ls_infer.errors import D2LSError
 
 
@@ -41,5 +43,7 @@ def main() -> None:
 
 main.add_command(predict)
 main.add_command(evaluate)
+main.add_command(train)
 main.add_command(models)
 main.add_command(convert)
+main.add_command(publish)

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--dataset", required=True, metavar="NAME", help="A benchmark, or folder for images/ and masks/.")
 @click.option("--root", type=click.Path(path_type=Path), help="Where its images are.  [default: data/NAME]")
-@click.option("-m", "--model", metavar="NAME|FILE", help="Model or weights file.  [default: the dataset's name]")
+@click.option("-m", "--model", metavar="NAME|FILE", help="Model, see predict --help.  [default: the dataset's name]")
+@options.manifest
+@options.offline
 @click.option("--split", default=None, help="train, val, test or all.  [default: test if it is labelled, else val]")
-@click.option("--classes", type=click.Path(path_type=Path), help="Class names, one a line; for --dataset folder.")
+@options.classes
 @options.tiles
 @options.tta
 @options.device
@@ -35,11 +37,13 @@ if TYPE_CHECKING:
     "--submission", type=click.Path(path_type=Path), help="Folder for the maps, as the test servers take them."
 )
 @options.overwrite
-@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@options.quiet
 def evaluate(
     dataset: str,
     root: Path | None,
     model: str | None,
+    manifest: Path | None,
+    offline: bool,
     split: str | None,
     classes: Path | None,
     tile_size: int,
@@ -62,10 +66,10 @@ def evaluate(
     from d2ls_infer.datasets import check_server
     from d2ls_infer.weights import find_weights
 
-    data = open_dataset(dataset, classes)
+    data = options.open_dataset(dataset, classes)
     if submission is not None:
         check_server(data)
-    weights = find_weights(model or dataset)
+    weights = find_weights(model or dataset, offline=offline, manifest=manifest)
     for folder in (report, submission):
         check_folder(folder, overwrite=overwrite)
     images, split = find_images(data, root or Path("data") / dataset, split, labelled=submission is None)
@@ -97,6 +101,7 @@ def evaluate(
     about = {
         "model": weights.name,
         "sha256": weights.sha256,
+        **({"reference": weights.reference} if weights.hub else {}),
         "split": split,
         "protocol": f"tiles of {tile_size} px, overlap {overlap}, blending {blend}, test-time augmentation {tta}, "
         + str(segmenter.dtype).removeprefix("torch."),
@@ -107,17 +112,6 @@ def evaluate(
         (report / "report.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         (report / "report.html").write_text(reports.render(summary, result), encoding="utf-8")
     click.echo(show(summary, result))
-
-
-def open_dataset(name: str, classes: Path | None) -> Dataset:
-    """A benchmark by name, or a folder with classes of its own."""
-    from d2ls_infer.datasets import find_dataset, folder_dataset, read_classes
-
-    if classes is None:
-        return find_dataset(name)
-    if name != "folder":
-        raise UsageError(f"--classes is for --dataset folder; the classes of {name} are known")
-    return folder_dataset(read_classes(classes))
 
 
 def check_folder(folder: Path | None, *, overwrite: bool) -> None:

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from d2ls_infer.errors import UsageError
+
+if TYPE_CHECKING:
+    from d2ls_infer.datasets import Dataset
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 model = click.option(
-    "-m", "--model", required=True, metavar="NAME|FILE", help="A name that `d2ls models` lists, or a weights file."
-)
+    "-m", "--model", required=True, metavar="NAME|FILE",
+    help="A name that `d2ls models` lists, a weights file, or owner/repo[@revision][:file] on the Hugging Face Hub.",
+)  # fmt: skip
+manifest = click.option(
+    "--manifest", metavar="FILE", type=click.Path(path_type=Path),
+    help="Models of your own, over those of the package.  [default: $D2LS_MANIFEST]",
+)  # fmt: skip
+offline = click.option("--offline", is_flag=True, help="Do not use the network: models come from the package or cache.")
 
 
 def tiles(command: Command) -> Command:
@@ -34,6 +46,21 @@ def tiles(command: Command) -> Command:
     return command
 
 
+def part(command: Command) -> Command:
+    """--window, --bbox, --bbox-crs and --aoi."""
+    for option in (
+        click.option(
+            "--aoi", type=click.Path(), metavar="FILE",
+            help="Map what lies in these polygons, of any file that GDAL reads; outside is nodata.",
+        ),
+        click.option("--bbox-crs", metavar="EPSG:N", help="Coordinate system of --bbox.  [default: the scene's]"),
+        click.option("--bbox", metavar="MINX,MINY,MAXX,MAXY", help="Map this part of the ground only."),
+        click.option("--window", metavar="COL,ROW,WIDTH,HEIGHT", help="Map these pixels only."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
 tta = click.option(
     "--tta",
     type=click.Choice(["none", "flip", "d4", "multiscale"]),
@@ -41,6 +68,45 @@ tta = click.option(
     show_default=True,
     help="Test-time augmentation: the mean over several views of each tile.",
 )
+classes = click.option(
+    "--classes", type=click.Path(path_type=Path), help="Class names, one a line; for --dataset folder."
+)
+
+
+def outputs(command: Command) -> Command:
+    """What is made of a scene besides the map of classes."""
+    beside = "A file, or only its ending for one beside the map."
+    for option in (
+        click.option("--stac", is_flag=True, help="A STAC item that lists all files."),
+        click.option("--preview", metavar="FILE.png", help=f"The map as a small picture. {beside}"),
+        click.option(
+            "--report", metavar="FILE.html", help=f"A page with picture, areas, confidence and settings. {beside}"
+        ),
+        click.option(
+            "--simplify", "simplify_m", type=float, metavar="METRES",
+            help="Simplify polygons by about that much; neighbours keep a common border.",
+        ),
+        click.option(
+            "--min-area", "min_area_m2", type=float, metavar="M2",
+            help="Leave out polygons smaller than that many square metres.",
+        ),
+        click.option(
+            "--vector", metavar="FILE.gpkg|.fgb|.parquet",
+            help=f"Polygons with class, area and mean confidence. {beside}",
+        ),
+        click.option("--cog", is_flag=True, help="Write rasters as Cloud Optimized GeoTIFFs, with overviews."),
+        click.option(
+            "--disagreement", is_flag=True, help="How far overlapping tiles differ before blending, as a raster."
+        ),
+        click.option("--entropy", is_flag=True, help="How undecided the model is, from 0 to 1, as a raster."),
+        click.option("--probabilities", is_flag=True, help="The probability of each class, as bands of a raster."),
+        click.option("--confidence", is_flag=True, help="The probability of the class on the map, as a raster."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+quiet = click.option("-q", "--quiet", is_flag=True, help="No progress.")
 overwrite = click.option("-f", "--overwrite", is_flag=True, help="Replace an output that exists.")
 device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 precision = click.option(
@@ -81,3 +147,22 @@ def progress_bar(title: str, *, unit: str, quiet: bool) -> Iterator[Callable[[in
             bar.update(done - bar.n)
 
         yield update
+
+
+def open_dataset(name: str, classes: Path | None, **settings: Any) -> Dataset:
+    """A benchmark by name, or a folder with classes and other `settings` of its own; those that are None count not.
+
+    Raises UsageError for classes or settings beside a benchmark, and for a folder without classes.
+    """
+    from d2ls_infer.datasets import find_dataset, folder_dataset, read_classes
+
+    settings = {key: value for key, value in settings.items() if value is not None}
+    if name == "folder" and classes is not None:
+        return folder_dataset(read_classes(classes), **settings)
+    dataset = find_dataset(name)
+    if classes is not None or settings:
+        given = ["--classes"] * (classes is not None)
+        given += ["--" + key.removesuffix("_m").replace("_", "-") for key in settings]
+        verb = "is" if len(given) == 1 else "are"
+        raise UsageError(f"{', '.join(given)} {verb} for --dataset folder; what {name} holds is known")
+    return dataset

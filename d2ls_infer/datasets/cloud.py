@@ -11,7 +11,19 @@ LABELS = LabelMap(
     ("cloud shadow", "clear", "thin cloud", "thick cloud"),
     ((85, 85, 85), (0, 0, 0), (170, 170, 170), (255, 255, 255)),
 )
-BANDS = (*RGB, "near infrared", "shortwave infrared 1", "shortwave infrared 2", "cirrus", "thermal infrared")
+BANDS = (
+    "blue",
+    "green",
+    "red",
+    "near infrared",
+    "shortwave infrared 1",
+    "shortwave infrared 2",
+    "cirrus",
+    "thermal infrared",
+)
+"""In the order of Landsat 8's bands 2 to 7, 9 and 10, as the files show it: water is brightest in the first band, soils
+grow brighter over the first three.
+"""
 REFLECTANCE = (0.0, 10_000.0)
 """uint16: reflectance at the top of the atmosphere x 10000; the thermal band holds kelvin x 10 on the same range."""
 KTDA_CODES = Codes.of({0: 1, 1: 0, 2: 2, 3: 3, IGNORED: IGNORED})

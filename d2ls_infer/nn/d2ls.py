@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from d2ls_infer.errors import UsageError, WeightsError
+from d2ls_infer.errors import UsageError, shortened
 from d2ls_infer.nn.decoder import HEADS, Decoder
 from d2ls_infer.nn.dictionary import DictionaryGenerator
 from d2ls_infer.nn.encoder import STRIDES, Encoder
+from d2ls_infer.nn.pretrained import Pretrained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +38,11 @@ class D2LSConfig:
 
     def __post_init__(self) -> None:
         if not isinstance(self.backbone, str) or not self.backbone:
-            raise UsageError(f"backbone must be the name of a timm model, got {self.backbone!r}")
+            raise UsageError(f"backbone must be the name of a timm model, got {shortened(self.backbone)}")
         for name in ("num_classes", "embed_dim", "stages", "reduction", "in_channels"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
-                raise UsageError(f"{name} must be a whole number of at least 1, got {value!r}")
+                raise UsageError(f"{name} must be a whole number of at least 1, got {shortened(value)}")
         if self.embed_dim % (2 * HEADS):
             raise UsageError(f"embed_dim must be a multiple of {2 * HEADS}, got {self.embed_dim}; try 256")
 
@@ -53,7 +54,7 @@ class D2LSConfig:
         """The reverse of `to_dict`. Raises UsageError that names unknown or missing keys."""
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
-            raise UsageError(f"unknown keys in the network's config: {', '.join(unknown)}")
+            raise UsageError(f"unknown keys in the network's config: {', '.join(unknown)[:200]}")
         if missing := sorted({"backbone", "num_classes"} - set(values)):
             raise UsageError(f"missing keys in the network's config: {', '.join(missing)}")
         return cls(**values)
@@ -67,10 +68,11 @@ class TrainingOutput(NamedTuple):
     dynamic_dictionary: Tensor  # (B, N, C'), D0
 
 
-class D2LS(nn.Module):
+class D2LS(Pretrained):
     """(B, C, H, W) normalised pixels, any H, W >= 1 -> (B, N, H, W) logits; in training mode a `TrainingOutput`.
 
     `pretrained` fetches the backbone's ImageNet weights through timm; otherwise every weight is random.
+    `D2LS.from_pretrained(folder or "owner/repo")`, `save_pretrained` and `push_to_hub` are in `Pretrained`.
     """
 
     def __init__(self, config: D2LSConfig, *, pretrained: bool = False) -> None:
@@ -81,6 +83,15 @@ class D2LS(nn.Module):
             self.encoder.channels[-1], config.num_classes, config.embed_dim, config.reduction
         )
         self.decoder = Decoder(config.embed_dim, config.stages)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], *, room: int) -> D2LS:
+        made = D2LSConfig.from_dict(config)
+        # The aggregator, the variants of the dictionary, and two attentions a stage.
+        needed = (4 + made.reduction + 4 * made.stages) * made.embed_dim**2
+        if needed > room:
+            raise UsageError(f"the config asks for a network of at least {needed} values, the file holds {room}")
+        return cls(made)
 
     def forward(self, pixels: Tensor) -> Tensor | TrainingOutput:
         height, width = pixels.shape[-2:]
@@ -104,38 +115,6 @@ def pad_to_stride(pixels: Tensor) -> Tensor:
             amounts = (0, 0, 0, pad) if axis == -2 else (0, pad, 0, 0)
             pixels = F.pad(pixels, amounts, mode="reflect" if pad < side else "replicate")
     return pixels
-
-
-def count_parameters(network: nn.Module) -> int:
-    """Number of learnable values."""
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
-def weights_of(network: nn.Module) -> dict[str, Tensor]:
-    """The tensors that a weights file holds: all but the step counters of batch norms, which inference never reads."""
-    return {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
-
-
-def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, names: Mapping[str, str] | None = None) -> None:
-    """Put tensors into the network, whatever their precision; every key must be there, and none may be left over.
-
-    names: what to call keys in errors. Raises WeightsError that names missing, left-over and misshapen keys, and
-    tensors that hold anything but numbers.
-    """
-    wanted, names = weights_of(network), names or {}
-    problems = []
-    for what, keys in (("missing", set(wanted) - set(state)), ("left over", set(state) - set(wanted))):
-        if keys:
-            problems.append(f"{what} {', '.join(sorted(names.get(key, key) for key in keys))}")
-    for key in sorted(set(state) & set(wanted)):
-        value, fit = state[key], wanted[key]
-        if value.shape != fit.shape:
-            problems.append(f"{names.get(key, key)} has shape {tuple(value.shape)}, not {tuple(fit.shape)}")
-        elif not value.is_floating_point() or not value.to(fit.dtype).isfinite().all():
-            problems.append(f"{names.get(key, key)} holds values that are not finite numbers")
-    if problems:
-        raise WeightsError("the weights do not fit the network: " + "; ".join(problems))
-    network.load_state_dict(dict(state), strict=False)  # strict but for the counters: checked above
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:

@@ -37,9 +37,10 @@ class Decoder(nn.Module):
         tokens = dictionary
         for block in self.blocks:
             tokens, image = block(tokens, image, dictionary, position)
-        tokens = self.final_norm(tokens + self.final_attention(tokens + dictionary, image + position, image))
-        pixels = self.upsampler(image.transpose(1, 2).reshape(features.shape))
-        return torch.einsum("bnc,bchw->bnhw", self.dictionary_head(tokens), pixels)
+        update = self.final_attention.tokens_query_image(tokens + dictionary, image, position)
+        tokens = self.final_norm(tokens + update)
+        logits: Tensor = self.upsampler(image, self.dictionary_head(tokens), height, width)
+        return logits
 
 
 class InteractionBlock(nn.Module):
@@ -56,15 +57,18 @@ class InteractionBlock(nn.Module):
         self.norm_image = nn.LayerNorm(embed_dim)
 
     def forward(self, tokens: Tensor, image: Tensor, token_position: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
-        placed = image + position
-        update = self.dictionary_queries_image(tokens + token_position, placed, image)
+        update = self.dictionary_queries_image.tokens_query_image(tokens + token_position, image, position)
         tokens = self.norm_dictionary(tokens + update)
-        update = self.image_queries_dictionary(placed, tokens + token_position, tokens)
-        return tokens, self.norm_image(image + update)
+        image = self.image_queries_dictionary.image_queries_tokens(image, position, tokens + token_position, tokens)
+        return tokens, self.norm_image(image)
 
 
 class Attention(nn.Module):
-    """Dot-product attention of 8 heads and inner width C'/2: (B, Q, C'), (B, K, C'), (B, K, C') -> (B, Q, C')."""
+    """Dot-product attention of 8 heads and inner width C'/2, between a few tokens (N) and many pixels (M).
+
+    Its products run in the order that is cheap there. With queries q of the tokens, `q . (Wk e)` is `(q Wk) . e`, so
+    each head projects the N tokens, not the M pixels, and no tensor of width C'/2 exists per pixel: 8 N values do.
+    """
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
@@ -73,15 +77,36 @@ class Attention(nn.Module):
         self.k = nn.Linear(embed_dim, inner)
         self.v = nn.Linear(embed_dim, inner)
         self.out = nn.Linear(inner, embed_dim)
+        self.scale = (inner // HEADS) ** -0.5
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        q, k, v = (
-            layer(x).reshape(*x.shape[:2], HEADS, -1).transpose(1, 2)  # (B, heads, tokens, C'/16)
-            for layer, x in ((self.q, query), (self.k, key), (self.v, value))
-        )
-        attended = F.scaled_dot_product_attention(q, k, v)
-        update: Tensor = self.out(attended.transpose(1, 2).flatten(2))
+    def tokens_query_image(self, query: Tensor, image: Tensor, position: Tensor) -> Tensor:
+        """query (B, N, C'), image (B, M, C'), position (M, C') -> (B, N, C'); keys: image + position, values: image."""
+        weights = self.scores(self.q(query), self.k, image, position).softmax(-1)  # (B, heads, N, M)
+        mixed = per_head(torch.bmm(weights.flatten(1, 2), image), axis=1)  # (B, heads, N, C')
+        values = torch.einsum("bhnc,hdc->bnhd", mixed, per_head(self.v.weight)).flatten(2) + self.v.bias
+        update: Tensor = self.out(values)
         return update
+
+    def image_queries_tokens(self, image: Tensor, position: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """image (B, M, C'), position (M, C'), key and value (B, N, C') -> image + update (B, M, C')."""
+        weights = self.scores(self.k(key), self.q, image, position).softmax(-2).flatten(1, 2)  # (B, heads*N, M)
+        values = torch.einsum("bnhd,hdc->bhnc", per_head(self.v(value), axis=2), per_head(self.out.weight.T))
+        # The weights of a head sum to 1, so a bias shared out over the heads comes through whole.
+        values = values + self.out.bias / HEADS
+        return torch.baddbmm(image, weights.transpose(1, 2), values.flatten(1, 2))
+
+    def scores(self, tokens: Tensor, layer: nn.Linear, image: Tensor, position: Tensor) -> Tensor:
+        """Products of projected tokens (B, N, C'/2) with `layer(image + position)`: (B, heads, N, M)."""
+        tokens = per_head(tokens, axis=2) * self.scale  # (B, N, heads, d)
+        probe = torch.einsum("bnhd,hdc->bhnc", tokens, per_head(layer.weight)).flatten(1, 2)  # (B, heads*N, C')
+        bias = torch.einsum("bnhd,hd->bhn", tokens, per_head(layer.bias)).flatten(1)[..., None]
+        placed = torch.matmul(probe, position.T) + bias
+        return per_head(torch.baddbmm(placed, probe, image.transpose(1, 2)), axis=1)
+
+
+def per_head(values: Tensor, axis: int = 0) -> Tensor:
+    """An axis of heads * d values as two, (heads, d)."""
+    return torch.unflatten(values, axis, (HEADS, -1))
 
 
 class PositionalEncoding(nn.Module):
@@ -108,13 +133,23 @@ class PositionalEncoding(nn.Module):
 
 
 class Upsampler(nn.Module):
-    """(B, C', h, w) -> (B, C'/16, 4h, 4w): two pixel shuffles, with a norm over channels after the first."""
+    """Image tokens (B, h*w, C') and class vectors (B, N, C'/16) -> logits (B, N, 4h, 4w) (Eq. 16).
+
+    Two pixel shuffles with a norm over channels and a GELU after the first and a GELU after the second, then the
+    product with the class vectors. All but the norm's grouping commutes with the shuffles, so pixels move once, at the
+    end and as logits, which are fewer than channels.
+    """
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(embed_dim // 4, eps=1e-6)
 
-    def forward(self, image: Tensor) -> Tensor:
-        x = F.pixel_shuffle(image, 2)  # (B, C'/4, 2h, 2w)
-        x = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return F.gelu(F.pixel_shuffle(F.gelu(x), 2))
+    def forward(self, image: Tensor, classes: Tensor, height: int, width: int) -> Tensor:
+        x = torch.unflatten(image, -1, (-1, 4)).transpose(-1, -2)  # (B, h*w, 4, C'/4): a pixel's four parts
+        x = F.gelu(F.gelu(self.norm(x.contiguous()))).flatten(1, 2)  # (B, h*w*4, C'/4), each with four parts again
+        parts = torch.eye(4, dtype=classes.dtype, device=classes.device)
+        spread = torch.einsum("bnc,st->bcsnt", classes, parts).flatten(3).flatten(1, 2)  # (B, C'/4, N*4)
+        logits = torch.unflatten(torch.bmm(x, spread), 1, (height, width, 2, 2))
+        logits = torch.unflatten(logits, -1, (-1, 2, 2))
+        logits = logits.permute(0, 5, 1, 3, 6, 2, 4, 7)  # (B, N, h, 2, 2, w, 2, 2)
+        return logits.flatten(5).flatten(2, 4)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from timm.models import FeatureInfo
 from torch import Tensor, nn
 
-from d2ls_infer.errors import UsageError
+from d2ls_infer.errors import UsageError, shortened
 
 STRIDES = (4, 8, 16, 32)
 
@@ -82,7 +82,7 @@ def create_backbone(name: str, *, in_channels: int, pretrained: bool | Path) -> 
     does not know and for a model without those strides.
     """
     if not timm.is_model(name):
-        raise UsageError(f"unknown backbone {name!r}: timm {timm.__version__} has no model of that name")
+        raise UsageError(f"unknown backbone {shortened(name)}: timm {timm.__version__} has no model of that name")
     # Windowed transformers take any size only when they are told so; the other models do not know the option.
     options: dict[str, Any] = {"strict_img_size": False} if "swin" in name else {}
     if isinstance(pretrained, Path):

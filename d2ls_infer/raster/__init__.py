@@ -1,6 +1,27 @@
 """Rasters in and out. Nothing outside this folder uses rasterio."""
 
-from d2ls_infer.raster.scene import Scale, Scene, parse_bands, parse_scale, png_bytes, read_array
+from d2ls_infer.raster.bands import contradicts, parse_bands
+from d2ls_infer.raster.cut import Cut
+from d2ls_infer.raster.dataset import png_bytes, read_array
+from d2ls_infer.raster.resampled import ResampledScene
+from d2ls_infer.raster.scale import Scale, parse_scale
+from d2ls_infer.raster.scene import Scene, parse_nodata
+from d2ls_infer.raster.sources import find_scenes, home_of
 from d2ls_infer.raster.writer import RasterWriter, check_output
 
-__all__ = ["RasterWriter", "Scale", "Scene", "check_output", "parse_bands", "parse_scale", "png_bytes", "read_array"]
+__all__ = [
+    "Cut",
+    "RasterWriter",
+    "ResampledScene",
+    "Scale",
+    "Scene",
+    "check_output",
+    "contradicts",
+    "find_scenes",
+    "home_of",
+    "parse_bands",
+    "parse_nodata",
+    "parse_scale",
+    "png_bytes",
+    "read_array",
+]

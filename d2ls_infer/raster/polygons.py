@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rasterio.crs import CRS
-from rasterio.errors import CRSError
 from rasterio.features import rasterize
 from rasterio.warp import transform_bounds, transform_geom
 
-from d2ls_infer.errors import MissingFileError, UsageError
+from d2ls_infer.errors import UsageError
 from d2ls_infer.labels import NODATA, LabelMap
-from d2ls_infer.raster.scene import open_dataset, reading
-
-Ring = list[tuple[float, float]]
-Polygon = list[Ring]
-"""The outer ring, then those of its holes."""
-
-POLYGON, MULTIPOLYGON, COLLECTION = 3, 6, 7
-"""Kinds of geometry in well-known binary: OGC 06-103r4, section 8.2.3."""
+from d2ls_infer.raster.dataset import open_dataset, reading
+from d2ls_infer.raster.ogr import import_pyogrio, layer_crs, open_layer, parse_polygons
 
 
 class Grid(NamedTuple):
@@ -101,44 +91,19 @@ def read_grid(image: Path) -> Grid:
 
 def read_layer(path: Path, column: str, grid: Grid) -> Layer:
     """The polygons in reach of a grid. Raises what `burn_polygons` does of files."""
-    pyogrio, raw = import_pyogrio()
-    if not path.is_file():
-        raise MissingFileError(f"no such file: {path}")
-    try:
-        layers = [name for name, kind in pyogrio.list_layers(path) if kind is not None]
-        if len(layers) != 1:
-            raise UsageError(f"{path} has {len(layers)} layers of geometries, but one is expected: {', '.join(layers)}")
-        info = pyogrio.read_info(path, layer=layers[0])
+    pyogrio, raw = import_pyogrio("labels that are polygons need", extra="train")
+    with open_layer(path, pyogrio) as name:
+        info = pyogrio.read_info(path, layer=name)
         if column not in info["fields"]:
             raise UsageError(f"{path} has no column {column!r}; it has {', '.join(info['fields']) or 'none'}")
         crs = layer_crs(path, info["crs"])
         with reading(f"{path} in reach of the image"):
             left, bottom, right, top = transform_bounds(grid.crs, crs, *grid.bounds)
         reach = (left, bottom, right, top) if left <= right else None  # None: on both sides of the 180th meridian
-        options = {"layer": layers[0], "columns": [column], "bbox": reach, "force_2d": True, "return_fids": True}
+        options = {"layer": name, "columns": [column], "bbox": reach, "force_2d": True, "return_fids": True}
         _, fids, geometries, (values,) = raw.read(path, **options)
-    except pyogrio.errors.DataSourceError as error:
-        raise UsageError(f"{path} is not a file of polygons that GDAL can read: {error}") from error
     in_file = np.argsort(fids)  # a spatial index may hand them out in another order
     return Layer(crs, fids[in_file], geometries[in_file], values[in_file])
-
-
-def import_pyogrio() -> tuple[Any, Any]:
-    """The module that reads polygons, and its part without data frames. Raises UsageError where it is not installed."""
-    try:
-        return importlib.import_module("pyogrio"), importlib.import_module("pyogrio.raw")
-    except ImportError as error:
-        raise UsageError("labels that are polygons need pyogrio; pip install 'd2ls-infer[train]'") from error
-
-
-def layer_crs(path: Path, text: str | None) -> Any:
-    """The coordinate system of a layer. Raises UsageError where there is none, or none that is known."""
-    if not text:
-        raise UsageError(f"{path} has no coordinate system; for a shapefile it stands in the .prj file")
-    try:
-        return CRS.from_user_input(text)
-    except CRSError as error:
-        raise UsageError(f"{path}: the coordinate system is not known: {error}") from error
 
 
 def class_index(value: Any, labels: LabelMap) -> int | None:
@@ -152,36 +117,3 @@ def class_index(value: Any, labels: LabelMap) -> int | None:
     if np.isnan(value):  # an empty field of a column of numbers
         return NODATA
     return int(value) if 0 <= value < len(labels) and value == int(value) else None
-
-
-def parse_polygons(data: bytes) -> list[Polygon]:
-    """Well-known binary in two dimensions -> its polygons. Raises UsageError for points, lines and curves."""
-    return parse_geometry(data, 0)[0]
-
-
-def parse_geometry(data: bytes, at: int) -> tuple[list[Polygon], int]:
-    """The polygons of the geometry that begins at a byte, and the byte after it."""
-    order = "<" if data[at] else ">"
-    (kind,) = struct.unpack_from(f"{order}I", data, at + 1)
-    if kind not in (POLYGON, MULTIPOLYGON, COLLECTION):
-        raise UsageError(f"geometries are polygons, got type {kind} of well-known binary")
-    (count,) = struct.unpack_from(f"{order}I", data, at + 5)
-    at += 9
-    if kind == POLYGON:
-        rings = []
-        for _ in range(count):
-            ring, at = parse_ring(data, at, order)
-            rings.append(ring)
-        return ([rings] if rings else []), at
-    polygons: list[Polygon] = []
-    for _ in range(count):
-        parts, at = parse_geometry(data, at)
-        polygons += parts
-    return polygons, at
-
-
-def parse_ring(data: bytes, at: int, order: str) -> tuple[Ring, int]:
-    """The ring that begins at a byte, and the byte after it."""
-    (count,) = struct.unpack_from(f"{order}I", data, at)
-    points = np.frombuffer(data, f"{order}f8", 2 * count, at + 4).reshape(count, 2)
-    return [(float(first), float(second)) for first, second in points], at + 4 + points.nbytes

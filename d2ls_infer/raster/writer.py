@@ -1,27 +1,39 @@
-"""A class map, written row by row into a GeoTIFF that opens in colour, with names, where its scene lies."""
+"""Rasters of one byte per value, written row by row into GeoTIFFs that lie where their scene lies."""
 
 from __future__ import annotations
 
 import errno
 import os
+import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
-from xml.etree import ElementTree
+from typing import Any, Self
 
 import numpy as np
 import rasterio
+import rasterio.shutil
+from rasterio._err import CPLE_BaseError
+from rasterio.env import get_gdal_config, set_gdal_config
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
 from d2ls_infer.errors import MissingFileError, OutputExistsError, RasterError, UsageError
 from d2ls_infer.labels import NODATA, LabelMap
+from d2ls_infer.raster.dataset import local_file
 from d2ls_infer.raster.scene import Scene
+from d2ls_infer.raster.sidecar import aux_xml, qgis_style, style_path
 
 BLOCK = 256
+
+COG_CACHE_BYTES = 64 << 20
+"""GDAL's block cache while a Cloud Optimized GeoTIFF is made; its default is a share of the machine's memory."""
+
+LEAST_SHARE = 0.01
+"""Free space that an output needs at the least, as a share of its bytes before compression: no class map that was
+seen here compresses a hundred times. What is refused by it could not have been written."""
 
 
 def check_output(path: Path, *, source: str, overwrite: bool) -> None:
@@ -32,7 +44,7 @@ def check_output(path: Path, *, source: str, overwrite: bool) -> None:
     """
     if path.is_dir():
         raise UsageError(f"{path} is a folder, not a file to write")
-    if Path(source).exists() and path.exists() and path.samefile(source):
+    if (file := local_file(source)) and path.exists() and path.samefile(file):
         raise UsageError(f"the output is the scene itself: {path}; give another name with --output")
     if not path.parent.is_dir():
         raise MissingFileError(f"no such folder: {path.parent}")
@@ -42,11 +54,26 @@ def check_output(path: Path, *, source: str, overwrite: bool) -> None:
         raise RasterError(f"cannot write to the folder {path.parent}")
 
 
+def check_space(folder: Path, raw_bytes: int) -> None:
+    """Raise RasterError where a disk cannot take outputs of so many bytes before compression, however well they fit."""
+    least, free = int(LEAST_SHARE * raw_bytes) + (1 << 20), shutil.disk_usage(folder).free
+    if free < least:
+        raise RasterError(
+            f"the disk of {folder} is full: {free / 1e6:,.1f} MB are free, the outputs take {least / 1e6:,.1f} MB "
+            "at the least; make room, or give another place with --output"
+        )
+
+
 class RasterWriter:
-    """A uint8 class map on a scene's own grid; a context manager.
+    """A uint8 raster on a scene's own grid, 255 where there is nothing; a context manager.
+
+    With labels it is a class map: one band with colours and names, and beside it GDAL's sidecar (`.aux.xml`: names and
+    attribute table) and a QGIS style (`.qml`). Without, it has a band per description, whose values times `scale` are
+    what they stand for. cog: written as a Cloud Optimized GeoTIFF, with overviews.
 
     Rows are handed over from top to bottom and kept until a row of blocks is whole, so that no block is written twice.
     Everything goes to `NAME.partial` and gets its name at the end of the `with` block; after an error nothing is left.
+    Several writers end together by `finish` of all, then `publish` of all; `discard` in place of either.
     """
 
     def __init__(
@@ -54,50 +81,74 @@ class RasterWriter:
         path: Path,
         *,
         like: Scene,
-        labels: LabelMap,
-        description: str = "class",
+        labels: LabelMap | None = None,
+        description: str | Sequence[str] = "class",
+        scale: float | None = None,
         tags: Mapping[str, str] | None = None,
         overwrite: bool = False,
+        cog: bool = False,
     ) -> None:
-        for source in (like.path, *like.dataset.files):  # a VRT shows other files
-            check_output(path, source=source, overwrite=overwrite)
-        self.path, self.labels = path, labels
+        self.path, self.labels, self.cog = path, labels, cog
+        for file in self.files_of(path, labels):
+            for source in (like.path, *like.dataset.files):  # a VRT shows other files
+                check_output(file, source=source, overwrite=overwrite)
         self.partial = path.with_name(path.name + ".partial")
+        self.for_cog = path.with_name(path.name + ".tiled.partial")
         self.height, self.width = like.height, like.width
+        descriptions = [description] if isinstance(description, str) else list(description)
+        self.counts = np.zeros(256, np.int64)
         self.waiting: list[np.ndarray] = []
         self.waiting_rows = self.written_rows = 0
         self._closing = ExitStack()
         with self.cleaning_up():
-            self.dataset = self._closing.enter_context(create_dataset(self.partial, like))
-            self.dataset.write_colormap(1, color_table(labels))
-            self.dataset.set_band_description(1, description)
-            self.dataset.update_tags(1, **{f"CLASS_{i}": name for i, name in enumerate(labels.names)})
+            self.dataset = self._closing.enter_context(
+                create_dataset(self.for_cog if cog else self.partial, like, len(descriptions))
+            )
+            if labels is not None:
+                self.dataset.write_colormap(1, color_table(labels))
+            for band, text in enumerate(descriptions, 1):
+                self.dataset.set_band_description(band, text)
+            if labels is not None:
+                self.dataset.update_tags(1, **{f"CLASS_{i}": name for i, name in enumerate(labels.names)})
+            if scale is not None:
+                self.dataset.scales = [scale] * len(descriptions)
             self.dataset.update_tags(**(tags or {}))
 
     @classmethod
-    def create(cls, path: Path, **options: object) -> Self:
+    def create(cls, path: Path, **options: Any) -> Self:
         """The same as calling the class. Raises what `check_output` does, and RasterError where writing fails."""
-        return cls(path, **options)  # type: ignore[arg-type]
+        return cls(path, **options)
+
+    @staticmethod
+    def files_of(path: Path, labels: LabelMap | None) -> tuple[Path, ...]:
+        """What is never written over unasked: the raster itself, and the style of a class map.
+
+        Its `.aux.xml` belongs to the raster and goes with it.
+        """
+        return (path,) if labels is None else (path, style_path(path))
 
     def __enter__(self) -> Self:
         return self
 
-    def write(self, labels: np.ndarray) -> None:
-        """The next rows (rows, width) uint8."""
-        assert labels.shape[1] == self.width, labels.shape
-        self.waiting.append(labels)
-        self.waiting_rows += len(labels)
+    def write(self, rows: np.ndarray) -> None:
+        """The next rows (rows, width) or (bands, rows, width), uint8."""
+        rows = rows if rows.ndim == 3 else rows[None]
+        assert rows.shape[::2] == (self.dataset.count, self.width), rows.shape
+        if self.labels is not None:
+            self.counts += np.bincount(rows.ravel(), minlength=256)
+        self.waiting.append(rows)
+        self.waiting_rows += rows.shape[1]
         whole = self.waiting_rows // BLOCK * BLOCK
         if whole:
             self.flush(whole)
 
     def flush(self, rows: int) -> None:
         """Write that many of the waiting rows."""
-        waiting = np.concatenate(self.waiting)
+        waiting = np.concatenate(self.waiting, 1)
         with self.cleaning_up():
-            self.dataset.write(waiting[:rows], 1, window=Window(0, self.written_rows, self.width, rows))
+            self.dataset.write(waiting[:, :rows], window=Window(0, self.written_rows, self.width, rows))
         self.written_rows += rows
-        self.waiting, self.waiting_rows = [waiting[rows:]], len(waiting) - rows
+        self.waiting, self.waiting_rows = [waiting[:, rows:]], waiting.shape[1] - rows
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -105,13 +156,8 @@ class RasterWriter:
         if error is not None:
             self.discard()
             return
-        if self.waiting_rows:
-            self.flush(self.waiting_rows)
-        with self.cleaning_up():
-            assert self.written_rows == self.height, (self.written_rows, self.height)
-            self._closing.close()
-            check_whole(self.partial)
-            self.publish()
+        self.finish()
+        self.publish()
 
     @contextmanager
     def cleaning_up(self) -> Iterator[None]:
@@ -120,44 +166,85 @@ class RasterWriter:
             yield
         except BaseException as error:
             self.discard()
-            if isinstance(error, RasterioError | OSError):
+            if isinstance(error, RasterioError | OSError | CPLE_BaseError):
                 raise RasterError(f"cannot write {self.path}: {error.__cause__ or error}") from error
             raise
 
+    def finish(self) -> None:
+        """Write what is left, and see to it that the file is whole. It does not have its name yet."""
+        if self.waiting_rows:
+            self.flush(self.waiting_rows)
+        with self.cleaning_up():
+            assert self.written_rows == self.height, (self.written_rows, self.height)
+            self._closing.close()
+            if self.cog:
+                check_whole(self.for_cog)
+                copy_to_cog(self.for_cog, self.partial, resampling="average" if self.labels is None else "mode")
+                remove_raster(self.for_cog)
+            check_whole(self.partial)
+
     def publish(self) -> None:
-        """Give the finished map and its sidecar their names, the map last."""
+        """Give the finished raster and what lies beside it their names, the raster last."""
         sidecar, by_gdal = (Path(f"{path}.aux.xml") for path in (self.path, self.partial))
         # What GeoTIFF has no keys for, such as some coordinate systems, GDAL has put into a sidecar of its own.
-        root = ElementTree.parse(by_gdal).getroot() if by_gdal.exists() else ElementTree.Element("PAMDataset")
-        partial = Path(f"{sidecar}.partial")
-        partial.write_bytes(category_names(self.labels, root))
-        before = sidecar.read_bytes() if sidecar.exists() else None
-        partial.replace(sidecar)
-        try:
-            self.partial.replace(self.path)
-        except BaseException:
-            if before is None:
-                sidecar.unlink()
-            else:
-                sidecar.write_bytes(before)
-            raise
-        for leftover in (by_gdal, Path(f"{self.path}.ovr"), Path(f"{self.path}.msk")):  # of an older map
-            leftover.unlink(missing_ok=True)
+        beside: dict[Path, bytes | None] = {sidecar: by_gdal.read_bytes() if by_gdal.exists() else None}
+        if self.labels is not None:
+            beside[sidecar] = aux_xml(self.labels, self.counts[: len(self.labels)].tolist(), by_gdal)
+            beside[style_path(self.path)] = qgis_style(self.labels)
+        with self.cleaning_up():
+            give_name(self.partial, self.path, beside)
+            # Of an older raster of that name.
+            for leftover in (by_gdal, Path(f"{self.path}.ovr"), Path(f"{self.path}.msk")):
+                leftover.unlink(missing_ok=True)
 
     def discard(self) -> None:
         """Close and remove what was not finished."""
         with suppress(RasterioError, OSError):  # the file is removed anyway; the first error is the one to tell
             self._closing.close()
-        for name in (self.partial.name, self.partial.name + ".aux.xml", self.path.name + ".aux.xml.partial"):
+        remove_raster(self.for_cog)
+        remove_raster(self.partial)
+        for path in (Path(f"{self.path}.aux.xml"), style_path(self.path)):
             with suppress(OSError):
-                self.path.with_name(name).unlink(missing_ok=True)
+                Path(f"{path}.partial").unlink(missing_ok=True)
 
 
-def create_dataset(path: Path, like: Scene) -> rasterio.io.DatasetWriter:
+def give_name(partial: Path, path: Path, beside: Mapping[Path, bytes | None]) -> None:
+    """Rename a finished file, after what lies beside it (None: nothing) was written; that is undone where it fails."""
+    before = {file: file.read_bytes() if file.exists() else None for file in beside}
+    try:
+        for file, content in beside.items():
+            put(file, content)
+        partial.replace(path)
+    except BaseException:
+        for file, content in before.items():
+            put(file, content)
+        raise
+
+
+def put(path: Path, content: bytes | None) -> None:
+    """Make a small file what it shall be, all of it or nothing; None: let it not be there."""
+    if content is None:
+        path.unlink(missing_ok=True)
+        return
+    partial = Path(f"{path}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def remove_raster(path: Path) -> None:
+    """Remove a file that was not finished, and what GDAL has put beside it on the way."""
+    for name in (path.name, *(path.name + end for end in (".aux.xml", ".ovr.tmp", ".msk.ovr.tmp"))):
+        with suppress(OSError):
+            path.with_name(name).unlink(missing_ok=True)
+
+
+def create_dataset(path: Path, like: Scene, bands: int = 1) -> rasterio.io.DatasetWriter:
     """A tiled, compressed, empty uint8 GeoTIFF with the grid of a scene. Its profile is made here, never copied."""
-    source = like.dataset
-    gcps, gcps_crs = source.gcps
-    georeference = {"crs": source.crs} | ({} if source.transform.is_identity else {"transform": source.transform})
+    gcps, gcps_crs = like.gcps
+    georeference = {"crs": like.crs} | ({} if like.transform.is_identity else {"transform": like.transform})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         dataset = rasterio.open(
@@ -165,7 +252,7 @@ def create_dataset(path: Path, like: Scene) -> rasterio.io.DatasetWriter:
             "w",
             driver="GTiff",
             dtype="uint8",
-            count=1,
+            count=bands,
             height=like.height,
             width=like.width,
             nodata=NODATA,
@@ -174,30 +261,32 @@ def create_dataset(path: Path, like: Scene) -> rasterio.io.DatasetWriter:
             blockysize=BLOCK,
             compress="deflate",
             bigtiff="if_safer",
+            # Bands are written, and looked at, one by one; and blocks of many bands would pile up in GDAL's cache.
+            **({"interleave": "band"} if bands > 1 else {}),
             **(georeference if not gcps else {}),
         )
     if gcps:
         dataset.gcps = (gcps, gcps_crs)
-    if source.rpcs is not None:
-        dataset.rpcs = source.rpcs
+    if like.rpcs is not None:
+        dataset.rpcs = like.rpcs
     return dataset
+
+
+def copy_to_cog(tiled: Path, path: Path, *, resampling: str) -> None:
+    """A tiled GeoTIFF as a Cloud Optimized one with overviews, by GDAL's own driver."""
+    before = get_gdal_config("GDAL_CACHEMAX")  # belongs to the process, and Env does not set it back
+    options = {"compress": "DEFLATE", "predictor": "NO", "blocksize": "512", "bigtiff": "IF_SAFER"}
+    try:
+        with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=COG_CACHE_BYTES, CPL_TMPDIR=str(path.parent)):
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            rasterio.shutil.copy(tiled, path, driver="COG", overview_resampling=resampling, **options)
+    finally:
+        set_gdal_config("GDAL_CACHEMAX", before)
 
 
 def color_table(labels: LabelMap) -> dict[int, tuple[int, int, int, int]]:
     """Pixel value -> red, green, blue, alpha. Nodata is transparent."""
     return {i: (*color, 255) for i, color in enumerate(labels.colors)} | {NODATA: (0, 0, 0, 0)}
-
-
-def category_names(labels: LabelMap, root: ElementTree.Element) -> bytes:
-    """GDAL's sidecar (`.aux.xml`) that names the values of band 1; a GeoTIFF itself has no place for them."""
-    band = root.find("PAMRasterBand[@band='1']")
-    if band is None:
-        band = ElementTree.SubElement(root, "PAMRasterBand", band="1")
-    names = ElementTree.SubElement(band, "CategoryNames")
-    for name in labels.names:
-        ElementTree.SubElement(names, "Category").text = name
-    ElementTree.indent(root)
-    return ElementTree.tostring(root) + b"\n"
 
 
 def check_whole(path: Path) -> None:
@@ -206,5 +295,5 @@ def check_whole(path: Path) -> None:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with rasterio.open(path) as dataset:
             last = Window(0, max(0, dataset.height - 1), dataset.width, 1)
-            if dataset.read(1, window=last).size != dataset.width:
+            if dataset.read(window=last).shape[2] != dataset.width:
                 raise OSError(errno.EIO, "the last row is missing")

@@ -2,5 +2,17 @@
 
 from d2ls_infer.tiling.blend import WINDOWS, BandBlender, Rows, axis_windows, blend
 from d2ls_infer.tiling.grid import Tile, TileGrid, parse_overlap
+from d2ls_infer.tiling.resample import Resampler, resample_rows
 
-__all__ = ["WINDOWS", "BandBlender", "Rows", "Tile", "TileGrid", "axis_windows", "blend", "parse_overlap"]
+__all__ = [
+    "WINDOWS",
+    "BandBlender",
+    "Resampler",
+    "Rows",
+    "Tile",
+    "TileGrid",
+    "axis_windows",
+    "blend",
+    "parse_overlap",
+    "resample_rows",
+]

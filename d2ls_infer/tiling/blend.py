@@ -23,11 +23,15 @@ WINDOWS = (*TAPERS, "none")
 
 
 class Rows(NamedTuple):
-    """Finished rows of a field: scores (K, rows, width) float32, and where a tile gave any (rows, width) bool."""
+    """Finished rows of a field: scores (K, rows, width) float32, and where a tile gave any (rows, width) bool.
+
+    disagreement: (rows, width) float32 where it was asked for, else None; see `BandBlender`.
+    """
 
     first: int
     scores: Tensor
     covered: Tensor
+    disagreement: Tensor | None = None
 
 
 class BandBlender:
@@ -38,10 +42,22 @@ class BandBlender:
 
     The mean is kept as a running one, `mean += (score - mean) * weight / weights so far`. Where all tiles agree on a
     value, the difference is 0 and the value comes out unchanged to the last bit, at every border and corner.
+
+    With `disagreement`, each pixel also tells how far the tiles over it differ before they are blended: the largest
+    difference, over all classes and all pairs of tiles that cover the pixel, between the scores of one class. It is the
+    same as the highest less the lowest score of a class, of the class where that is most; so two planes of the band per
+    class hold all it needs. Of probabilities it lies in 0..1. It is 0 where one tile alone covers the pixel, and
+    depends, to the last bit, neither on the order of the tiles nor on the window's weights.
     """
 
     def __init__(
-        self, grid: TileGrid, channels: int, window: str = "hann", *, device: torch.device | str = "cpu"
+        self,
+        grid: TileGrid,
+        channels: int,
+        window: str = "hann",
+        *,
+        device: torch.device | str = "cpu",
+        disagreement: bool = False,
     ) -> None:
         rows = axis_windows(grid.row_starts, grid.tile_height, window)
         cols = axis_windows(grid.col_starts, grid.tile_width, window)
@@ -51,6 +67,11 @@ class BandBlender:
         self.first_row = 0
         self.mean = torch.zeros((channels, grid.tile_height, grid.width), device=device)
         self.weight = torch.zeros((grid.tile_height, grid.width), device=device)
+        self.range = (
+            torch.empty((2, channels, grid.tile_height, grid.width), device=device) if disagreement else None
+        )  # of the scores: the lowest, and the highest
+        if self.range is not None:
+            self.range[0], self.range[1] = math.inf, -math.inf
 
     def add(self, tile: Tile, scores: Tensor, valid: Tensor | None = None) -> Iterator[Rows]:
         """Give the rows above the tile, then blend it in: scores (K, h, w), valid (h, w) bool or None for all."""
@@ -63,6 +84,12 @@ class BandBlender:
         total += weight
         # Where nothing has weight yet this is 0 / tiny, and the mean keeps its 0.
         self.mean[:, :, cols].lerp_(scores.detach().float(), weight / total.clamp_min(torch.finfo(torch.float32).tiny))
+        if self.range is not None:
+            lowest, highest = self.range[:, :, :, cols]
+            scores = scores.detach().float()
+            known = torch.ones_like(weight, dtype=torch.bool) if valid is None else valid
+            torch.minimum(lowest, scores.where(known, math.inf), out=lowest)
+            torch.maximum(highest, scores.where(known, -math.inf), out=highest)
 
     def finish(self) -> Iterator[Rows]:
         """The rows that are left."""
@@ -75,12 +102,28 @@ class BandBlender:
         while self.first_row < row:
             # Where whole rows of tiles were left out, the way down is longer than the band is high.
             done = min(row - self.first_row, height)
-            yield Rows(self.first_row, self.mean[:, :done].clone(), self.weight[:done] > 0)
-            for band in (self.mean, self.weight):
+            yield Rows(self.first_row, self.mean[:, :done].clone(), self.weight[:done] > 0, self.differences(done))
+            for band, empty in self.bands():
                 kept = band[..., done:, :].clone()
                 band[..., : height - done, :] = kept
-                band[..., height - done :, :] = 0
+                band[..., height - done :, :] = empty
             self.first_row += done
+
+    def bands(self) -> Iterator[tuple[Tensor, float]]:
+        """Everything that moves down with the band, and what stands where no tile was yet."""
+        yield self.mean, 0.0
+        yield self.weight, 0.0
+        if self.range is not None:
+            yield self.range[0], math.inf
+            yield self.range[1], -math.inf
+
+    def differences(self, rows: int) -> Tensor | None:
+        """(rows, width) float32: the disagreement in the band's first rows, 0 where no tile was."""
+        if self.range is None:
+            return None
+        lowest, highest = self.range[:, :, :rows]
+        differences: Tensor = (highest - lowest).amax(0).clamp_min(0)
+        return differences
 
 
 def blend(
@@ -92,13 +135,15 @@ def blend(
     window: str = "hann",
     batch_size: int = 1,
     device: torch.device | str = "cpu",
+    disagreement: bool = False,
 ) -> Iterator[Rows]:
     """Score the tiles of a grid in batches and give the blended rows, from top to bottom.
 
     tiles: in row-major order, each with values (bands, h, w) and valid (h, w) bool. A tile without a valid pixel is
-    not scored. score: (B, bands, h, w) -> (B, channels, h, w) on `device`; its errors are passed on.
+    not scored. score: (B, bands, h, w) -> (B, channels, h, w) on `device`; its errors are passed on. disagreement:
+    whether the rows also tell how far the tiles differ, see `BandBlender`.
     """
-    blender = BandBlender(grid, channels, window, device=device)
+    blender = BandBlender(grid, channels, window, device=device, disagreement=disagreement)
     waiting: list[tuple[Tile, np.ndarray, np.ndarray]] = []
 
     def add_waiting() -> Iterator[Rows]:

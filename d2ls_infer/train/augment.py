@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,39 +9,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Pair = tuple[np.ndarray, np.ndarray]
-"""An image (bands, H, W) of raw pixel values and its mask (H, W) uint8."""
+from d2ls_infer.train.pool import ImagePool
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
     """crop: side of a crop in pixels. scales: range of the random magnification (2 = objects twice as large).
-    mosaic: how often a crop is put together from four. jitter: largest change of contrast (a factor) and of
-    brightness (in standard deviations of the crop's band), drawn for all bands together and half as much for each.
+    mosaic: how often a crop is put together from four. balance: how often a crop is placed on a pixel of a class that
+    is drawn with all classes alike, in place of any pixel of any image. jitter: largest change of contrast (a factor)
+    and of brightness (in standard deviations of the crop's band), drawn for all bands together and half as much for
+    each.
     """
 
     crop: int = 256
     scales: tuple[float, float] = (0.75, 1.5)
     mosaic: float = 0.25
+    balance: float = 0.0
     jitter: float = 0.15
 
 
 def random_crop(
-    pairs: Sequence[Pair],
+    pool: ImagePool,
     config: AugmentConfig,
     rng: np.random.Generator,
     *,
     value_range: tuple[float, float],
     ignore_index: int,
 ) -> tuple[Tensor, Tensor]:
-    """One augmented crop: (bands, crop, crop) float32 on 0..1 of the value range, and (crop, crop) int64.
+    """One augmented crop: (bands, crop, crop) float32 where 0..1 is the value range, and (crop, crop) int64.
 
-    Images are drawn by their area. Where a crop reaches past its image, it is filled by 0 and `ignore_index`.
+    Images are drawn by their area, or by `balance`. Where a crop reaches past its image, it is filled by 0 and
+    `ignore_index`.
     """
     if rng.random() < config.mosaic:
-        image, mask = mosaic(pairs, config, rng, ignore_index=ignore_index)
+        image, mask = mosaic(pool, config, rng, ignore_index=ignore_index)
     else:
-        image, mask = scaled_crop(pairs, config.crop, config, rng, ignore_index=ignore_index)
+        image, mask = scaled_crop(pool, config.crop, config, rng, ignore_index=ignore_index)
     turns = int(rng.integers(4))
     image, mask = torch.rot90(image, turns, (1, 2)), torch.rot90(mask, turns, (0, 1))
     if rng.random() < 0.5:
@@ -52,16 +54,18 @@ def random_crop(
 
 
 def scaled_crop(
-    pairs: Sequence[Pair], size: int, config: AugmentConfig, rng: np.random.Generator, *, ignore_index: int
+    pool: ImagePool, size: int, config: AugmentConfig, rng: np.random.Generator, *, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
     """A square window of random place and scale, resized to `size`: bilinear for the image, nearest for the mask."""
-    areas = np.array([mask.size for _, mask in pairs], dtype=np.float64)
-    image, mask = pairs[int(rng.choice(len(pairs), p=areas / areas.sum()))]
+    on: tuple[int, int] | None = None
+    if config.balance and rng.random() < config.balance:
+        (image, mask), on = pool.draw_class(rng)
+    else:
+        image, mask = pool.draw(rng)
     low, high = np.log(config.scales)
     side = max(8, round(size / float(np.exp(rng.uniform(low, high)))))
     height, width = mask.shape
-    row = int(rng.integers(min(0, height - side), max(0, height - side) + 1))
-    col = int(rng.integers(min(0, width - side), max(0, width - side) + 1))
+    row, col = (start_of(extent, side, rng, on[axis] if on else None) for axis, extent in enumerate(mask.shape))
     rows, cols = slice(max(row, 0), min(row + side, height)), slice(max(col, 0), min(col + side, width))
     into = slice(rows.start - row, rows.stop - row), slice(cols.start - col, cols.stop - col)
     pixels = torch.zeros((len(image), side, side))
@@ -73,29 +77,42 @@ def scaled_crop(
     return pixels, labels.long()
 
 
+def start_of(extent: int, side: int, rng: np.random.Generator, on: int | None) -> int:
+    """Where a window of `side` pixels starts along an axis: inside the image, or around it where it is smaller, and
+    over the pixel `on` where one is given.
+    """
+    first, last = min(0, extent - side), max(0, extent - side)
+    if on is not None:
+        first, last = max(first, on - side + 1), min(last, on)
+    return int(rng.integers(first, last + 1))
+
+
 def mosaic(
-    pairs: Sequence[Pair], config: AugmentConfig, rng: np.random.Generator, *, ignore_index: int
+    pool: ImagePool, config: AugmentConfig, rng: np.random.Generator, *, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
     """Four crops that meet at a random point."""
     size = config.crop
     row, col = (int(value) for value in rng.integers(size // 4, size - size // 4 + 1, 2))
-    image, mask = scaled_crop(pairs, size, config, rng, ignore_index=ignore_index)
+    image, mask = scaled_crop(pool, size, config, rng, ignore_index=ignore_index)
     for rows, cols in (
         (slice(row), slice(col, None)),
         (slice(row, None), slice(col)),
         (slice(row, None), slice(col, None)),
     ):
-        other, other_mask = scaled_crop(pairs, size, config, rng, ignore_index=ignore_index)
+        other, other_mask = scaled_crop(pool, size, config, rng, ignore_index=ignore_index)
         image[:, rows, cols], mask[rows, cols] = other[:, rows, cols], other_mask[rows, cols]
     return image, mask
 
 
 def jitter(image: Tensor, amount: float, rng: np.random.Generator) -> Tensor:
-    """Contrast and brightness, first of all bands together, then of each band; clipped to 0..1."""
+    """Contrast and brightness, first of all bands together, then of each band.
+
+    What leaves 0..1 stays outside: clipped, dark things on bright images (the shadow of a cloud) would be gone.
+    """
     bands = len(image)
     contrast = 1 + amount * (rng.uniform(-1, 1) + 0.5 * rng.uniform(-1, 1, bands))
     brightness = amount * (rng.uniform(-1, 1) + 0.5 * rng.uniform(-1, 1, bands))
     center = image.mean((1, 2), keepdim=True)
     # Of the crop's own spread, not of the value range: images of low contrast would lose what their colours say.
     shift = torch.from_numpy(brightness).float().view(-1, 1, 1) * image.std((1, 2), keepdim=True, correction=0)
-    return ((image - center) * torch.from_numpy(contrast).float().view(-1, 1, 1) + center + shift).clamp(0, 1)
+    return (image - center) * torch.from_numpy(contrast).float().view(-1, 1, 1) + center + shift

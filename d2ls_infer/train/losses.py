@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from d2ls_infer.nn import TrainingOutput
@@ -12,40 +11,58 @@ STATIC_WEIGHT = 0.4  # lambda_static of Eq. 2
 SMOOTHING = 0.05  # both the label smoothing of the cross entropy and the constant of the Dice term
 
 
-def d2ls_loss(output: TrainingOutput, target: Tensor, *, ignore_index: int) -> dict[str, Tensor]:
+def d2ls_loss(
+    output: TrainingOutput,
+    target: Tensor,
+    *,
+    ignore_index: int,
+    static_weight: float = STATIC_WEIGHT,
+    dynamic_weight: float = 1.0,
+    contrastive_weight: float = 1.0,
+    static_dice: bool = True,
+) -> dict[str, Tensor]:
     """Every term by name, and their weighted sum as `total` (Eq. 2-5).
 
-    target: (B, H, W) int64 class indices or `ignore_index`. The terms are scalars in float32.
+    target: (B, H, W) int64 class indices or `ignore_index`. The terms are scalars in float32. `contrastive_weight` is
+    inside the dynamic branch; `static_dice` False leaves cross entropy alone on the static branch, as the released
+    configurations have it.
     """
-    terms = {
-        "dynamic_cross_entropy": cross_entropy(output.logits, target, ignore_index=ignore_index),
-        "dynamic_dice": dice(output.logits, target, ignore_index=ignore_index),
-        "contrastive": contrastive(output.dynamic_dictionary),
-        "static_cross_entropy": cross_entropy(output.static_logits, target, ignore_index=ignore_index),
-        "static_dice": dice(output.static_logits, target, ignore_index=ignore_index),
+    dynamic_cross_entropy, dynamic_dice = region_losses(output.logits, target, ignore_index=ignore_index)
+    static_cross_entropy, static_dice_loss = region_losses(output.static_logits, target, ignore_index=ignore_index)
+    spread = contrastive(output.dynamic_dictionary)
+    dynamic = dynamic_cross_entropy + dynamic_dice + contrastive_weight * spread
+    static = static_cross_entropy + static_dice_loss if static_dice else static_cross_entropy
+    return {
+        "dynamic_cross_entropy": dynamic_cross_entropy,
+        "dynamic_dice": dynamic_dice,
+        "contrastive": spread,
+        "static_cross_entropy": static_cross_entropy,
+        "static_dice": static_dice_loss,
+        "total": dynamic_weight * dynamic + static_weight * static,
     }
-    dynamic = terms["dynamic_cross_entropy"] + terms["dynamic_dice"] + terms["contrastive"]
-    static = terms["static_cross_entropy"] + terms["static_dice"]
-    return {**terms, "total": dynamic + STATIC_WEIGHT * static}
 
 
-def cross_entropy(logits: Tensor, target: Tensor, *, ignore_index: int) -> Tensor:
-    """Cross entropy with label smoothing 0.05, mean over labelled pixels; 0 where no pixel is labelled."""
-    total = F.cross_entropy(
-        logits.float(), target, ignore_index=ignore_index, label_smoothing=SMOOTHING, reduction="sum"
-    )
-    return total / (target != ignore_index).sum().clamp_min(1)
+def region_losses(logits: Tensor, target: Tensor, *, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """logits (B, N, H, W), target (B, H, W) -> cross entropy and Dice, in float32.
 
-
-def dice(logits: Tensor, target: Tensor, *, ignore_index: int) -> Tensor:
-    """1 - Dice per class over the batch, counted as 0 for classes that are not in the target, mean over all classes."""
+    Cross entropy: label smoothing 0.05, mean over labelled pixels; 0 where no pixel is labelled.
+    Dice: 1 - Dice per class over the batch, counted as 0 for classes that are not in the target, mean over all classes.
+    Both come from one log-softmax, and no one-hot target is made: a training step on a CPU spends its time in memory.
+    """
     num_classes = logits.shape[1]
-    labelled = (target != ignore_index)[:, None]  # (B, 1, H, W)
-    probabilities = logits.float().softmax(1) * labelled
-    truth = F.one_hot(target.where(labelled[:, 0], 0), num_classes).permute(0, 3, 1, 2) * labelled  # (B, N, H, W)
-    over = (0, 2, 3)
-    shared, size, present = (probabilities * truth).sum(over), (probabilities + truth).sum(over), truth.sum(over) > 0
-    return ((1 - (2 * shared + SMOOTHING) / (size + SMOOTHING)) * present).mean()
+    labelled = target != ignore_index
+    index = target.where(labelled, 0)
+    log_probabilities = logits.float().log_softmax(1)  # (B, N, H, W)
+    at_target = log_probabilities.gather(1, index[:, None])[:, 0]  # (B, H, W)
+    smoothed = (1 - SMOOTHING) * at_target + SMOOTHING * log_probabilities.mean(1)
+    cross_entropy = -(smoothed * labelled).sum() / labelled.sum().clamp_min(1)
+
+    classes = index[labelled]
+    truth = torch.bincount(classes, minlength=num_classes).float()  # (N,)
+    shared = torch.zeros_like(truth).index_add(0, classes, at_target[labelled].exp())
+    predicted = torch.einsum("bnhw,bhw->n", log_probabilities.exp(), labelled.float())
+    overlap = (2 * shared + SMOOTHING) / (predicted + truth + SMOOTHING)
+    return cross_entropy, ((1 - overlap) * (truth > 0)).mean()
 
 
 def contrastive(dictionary: Tensor) -> Tensor:

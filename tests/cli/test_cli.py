@@ -16,7 +16,7 @@ from d2ls_infer.cli import D2LSGroup
 from d2ls_infer.errors import D2LSError, MissingFileError, RasterError, UsageError, WeightsError
 from d2ls_infer.manifest import load_manifest
 
-COMMANDS = ("predict", "models", "convert")
+COMMANDS = ("predict", "evaluate", "train", "models", "convert", "publish")
 D2LS = Callable[..., Result]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -57,7 +57,12 @@ def test_a_map_lies_beside_its_scene(
 ) -> None:
     result = d2ls("predict", scene, "--model", tiny_weights, "--device", "cpu")
     assert (result.exit_code, result.stderr) == (0, "")
-    assert names_in(scene.parent) == ["scene.tif", "scene_d2ls-tiny.tif", "scene_d2ls-tiny.tif.aux.xml"]
+    assert names_in(scene.parent) == [
+        "scene.tif",
+        "scene_d2ls-tiny.qml",
+        "scene_d2ls-tiny.tif",
+        "scene_d2ls-tiny.tif.aux.xml",
+    ]
     found = read_map(scene.with_name("scene_d2ls-tiny.tif"))
     model = load_model(tiny_weights, device="cpu")
     array = pixels(3, 90, 70)
@@ -288,7 +293,8 @@ def test_what_is_wrong_with_the_last_scene_is_told_before_the_first_is_mapped(
         (["--bands", "1,2"], ["takes 3 bands", "names 2"]),
         (["--bands", "1,2,4"], ["no band 4"]),
         (["--bands", "0,1,2"], ["counted from 1"]),
-        (["--bands", "red,green,blue"], ["'red,green,blue'"]),
+        (["--bands", "red,green,mauve"], ["3 bands", "none of them is 'mauve'", "1 red, 2 green, 3 blue"]),
+        (["--bands", "1;2;3"], ["'1;2;3'"]),
         (["--scale", "10"], ["scale", "'10'"]),
         (["--scale", "5,1"], ["scale", "'5,1'"]),
         (["--scale", "p2,p200"], ["percentiles", "'p2,p200'"]),
@@ -336,7 +342,7 @@ def test_a_truncated_scene_after_a_whole_one(
     first, *table = done.stdout.splitlines()
     assert first.startswith(f"{Path('maps', 'scene_d2ls-tiny.tif')}  (1 tiles")
     assert len(table) == 5
-    assert names_in(maps) == ["scene_d2ls-tiny.tif", "scene_d2ls-tiny.tif.aux.xml"]
+    assert names_in(maps) == ["scene_d2ls-tiny.qml", "scene_d2ls-tiny.tif", "scene_d2ls-tiny.tif.aux.xml"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "noise", "empty", "other tensors", "no description"])
@@ -387,3 +393,79 @@ def test_an_output_is_a_folder_that_is_there_or_a_geotiff(
     assert result.exit_code == 2
     assert "name it .tif, or make the folder first" in result.output
     assert not (tmp_path / name).exists()
+
+
+# What is made besides
+
+
+@pytest.mark.parametrize("places", ["endings", "files"])
+def test_everything_in_one_pass(
+    d2ls: D2LS, scene: Path, tmp_path: Path, tiny_weights: Path, read_map: ReadMap, places: str
+) -> None:
+    named = {"--vector": ".gpkg", "--report": ".html", "--preview": ".png"}
+    if places == "files":
+        named = {option: str(tmp_path / f"mine{ending}") for option, ending in named.items()}
+    flags = ["--confidence", "--probabilities", "--entropy", "--disagreement", "--stac", "--cog"]
+    result = d2ls(
+        "predict", scene, "--model", tiny_weights, "--tile-size", "64", *flags, "--min-area", "1", "--simplify", "0.5",
+        *(word for pair in named.items() for word in pair),
+    )  # fmt: skip
+    assert (result.exit_code, result.stderr) == (0, "")
+    stem = "scene_d2ls-tiny"
+    files = [f"{stem}_{kind}.tif" for kind in ("confidence", "probabilities", "entropy", "disagreement")]
+    files += [f"{stem}_stac.json"]
+    mine = [f"{stem}_polygons.gpkg", f"{stem}_report.html", f"{stem}_preview.png"]
+    if places == "files":
+        mine = []
+        assert {path.name for path in tmp_path.glob("mine.*")} == {"mine.gpkg", "mine.html", "mine.png"}
+    sides = [f"{stem}.qml", f"{stem}.tif.aux.xml"]
+    assert names_in(scene.parent) == sorted(["scene.tif", f"{stem}.tif", *sides, *files, *mine])
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith(f"{scene.with_name(stem)}.tif  (4 tiles")
+    assert {Path(line).name for line in lines[1:9]} >= set(files)
+    assert lines[9].split() == ["class", "ha", "%"]
+    with_nothing_else = d2ls(
+        "predict", scene, "--model", tiny_weights, "--tile-size", "64", "-o", tmp_path / "alone.tif"
+    )
+    assert with_nothing_else.exit_code == 0
+    assert np.array_equal(read_map(tmp_path / "alone.tif").array, read_map(scene.with_name(f"{stem}.tif")).array)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--vector", "map.shp"], ["--vector", ".gpkg", "'map.shp'"]),
+        (["--report", "map.pdf"], ["--report", ".html"]),
+        (["--preview", "map.jpeg"], ["--preview", ".png"]),
+        (["--min-area", "10"], ["--min-area", "--vector"]),
+        (["--simplify", "10"], ["--simplify", "--vector"]),
+        (["--vector", ".gpkg", "--min-area", "-1"], ["--min-area", "more than 0", "-1"]),
+        (["--report", "nowhere/page.html"], ["no such folder", "nowhere"]),
+    ],
+    ids=" ".join,
+)
+def test_other_outputs_that_make_no_sense(
+    d2ls: D2LS, scene: Path, tiny_weights: Path, options: list[str], words: list[str]
+) -> None:
+    assert_error(d2ls("predict", scene, "--model", tiny_weights, *options), 2, *words)
+    assert names_in(scene.parent) == ["scene.tif"]
+
+
+def test_several_scenes_but_one_page(
+    d2ls: D2LS, scene: Path, tmp_path: Path, tiny_weights: Path, write_raster: Write, pixels: Pixels
+) -> None:
+    other = write_raster(tmp_path / "other.tif", pixels(3, 20, 20))
+    result = d2ls("predict", scene, other, "--model", tiny_weights, "--report", tmp_path / "page.html")
+    assert_error(result, 2, "several scenes would be written to", "page.html")
+    assert d2ls("predict", scene, other, "--model", tiny_weights, "--report", ".html").exit_code == 0
+    assert (tmp_path / "other_d2ls-tiny_report.html").exists()
+
+
+def test_a_page_of_the_last_scene_that_exists_is_told_before_the_first_is_mapped(
+    d2ls: D2LS, scene: Path, tmp_path: Path, tiny_weights: Path, write_raster: Write, pixels: Pixels
+) -> None:
+    last = write_raster(tmp_path / "last.tif", pixels(3, 20, 20))
+    (tmp_path / "last_d2ls-tiny_report.html").touch()
+    result = d2ls("predict", scene, last, "--model", tiny_weights, "--report", ".html")
+    assert_error(result, 2, "last_d2ls-tiny_report.html exists", "--overwrite")
+    assert names_in(scene.parent) == ["scene.tif"]

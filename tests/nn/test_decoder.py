@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2ls_infer.nn.decoder import Attention, Decoder, InteractionBlock, PositionalEncoding, Upsampler
@@ -30,7 +31,8 @@ def plain_attention(layer: Attention, query: Tensor, key: Tensor, value: Tensor)
             weights = scores.exp() / scores.exp().sum(1, keepdim=True)
             heads.append(weights @ v[b, :, part])
         images.append(torch.cat(heads, dim=1))
-    return layer.out(torch.stack(images))
+    update: Tensor = layer.out(torch.stack(images))
+    return update
 
 
 def plain_norm(layer: nn.LayerNorm, x: Tensor, eps: float) -> Tensor:
@@ -52,6 +54,27 @@ def plain_shuffle(x: Tensor) -> Tensor:
     return out
 
 
+def plain_upsampling(layer: Upsampler, image: Tensor) -> Tensor:
+    """(B, C', h, w) -> (B, C'/16, 4h, 4w), pixel by pixel as Eq. 16 has it."""
+    x = plain_norm(layer.norm, plain_shuffle(image).permute(0, 2, 3, 1), 1e-6)
+    return plain_gelu(plain_shuffle(plain_gelu(x).permute(0, 3, 1, 2)))
+
+
+def assert_same_with_gradients(layer: nn.Module, got: Tensor, expected: Tensor, *inputs: Tensor) -> None:
+    """Two ways to the same values are also the same to learn from."""
+    torch.testing.assert_close(got, expected)
+    weigh = random(*got.shape, seed=77)
+    leaves = [*inputs, *layer.parameters()]
+    for ours, plain in zip(
+        torch.autograd.grad((got * weigh).sum(), leaves, allow_unused=True),
+        torch.autograd.grad((expected * weigh).sum(), leaves, allow_unused=True),
+        strict=True,
+    ):
+        assert ours is not None
+        assert plain is not None
+        torch.testing.assert_close(ours, plain)
+
+
 def randomise_norms(module: nn.Module) -> None:
     # Fresh norms have gain 1 and offset 0, which would hide that one is left out.
     for index, layer in enumerate(module.modules()):
@@ -61,12 +84,41 @@ def randomise_norms(module: nn.Module) -> None:
                 layer.bias.copy_(0.3 * random(*layer.bias.shape, seed=100 + index))
 
 
-@torch.no_grad()
-def test_attention_is_the_softmax_of_scaled_products() -> None:
+@pytest.mark.parametrize("pixels", [1, 9])
+@pytest.mark.parametrize("tokens", [1, 4])
+def test_attention_of_tokens_is_the_softmax_of_scaled_products(tokens: int, pixels: int) -> None:
     torch.manual_seed(0)
     layer = Attention(WIDTH).double()
-    query, key, value = random(2, 4, WIDTH), 3 * random(2, 9, WIDTH, seed=4), random(2, 9, WIDTH, seed=5)
-    torch.testing.assert_close(layer(query, key, value), plain_attention(layer, query, key, value))
+    query = random(2, tokens, WIDTH).requires_grad_()
+    image = (3 * random(2, pixels, WIDTH, seed=4)).requires_grad_()
+    position = random(pixels, WIDTH, seed=5).requires_grad_()
+    got = layer.tokens_query_image(query, image, position)
+    expected = plain_attention(layer, query, image + position, image)
+    assert got.shape == (2, tokens, WIDTH)
+    assert_same_with_gradients(layer, got, expected, query, image, position)
+
+
+@pytest.mark.parametrize("pixels", [1, 9])
+@pytest.mark.parametrize("tokens", [1, 4])
+def test_attention_of_the_image_is_added_to_it(tokens: int, pixels: int) -> None:
+    torch.manual_seed(0)
+    layer = Attention(WIDTH).double()
+    image = (3 * random(2, pixels, WIDTH)).requires_grad_()
+    position = random(pixels, WIDTH, seed=4).requires_grad_()
+    key, value = (random(2, tokens, WIDTH, seed=seed).requires_grad_() for seed in (5, 6))
+    got = layer.image_queries_tokens(image, position, key, value)
+    expected = image + plain_attention(layer, image + position, key, value)
+    assert got.shape == (2, pixels, WIDTH)
+    assert_same_with_gradients(layer, got, expected, image, position, key, value)
+
+
+@torch.no_grad()
+def test_attention_of_large_scores_is_finite_in_float32() -> None:
+    torch.manual_seed(0)
+    layer = Attention(WIDTH)
+    query, image, position = (300 * random(1, 3, WIDTH, seed=seed).float() for seed in range(3))
+    assert layer.tokens_query_image(query, image, position[0]).isfinite().all()
+    assert layer.image_queries_tokens(image, position[0], query, query).isfinite().all()
 
 
 def test_attention_is_half_as_wide_inside_and_has_biases() -> None:
@@ -118,24 +170,34 @@ def test_decoder_is_its_blocks_one_more_attention_and_a_product(stages: int) -> 
     for index in (0, 2):
         tokens = decoder.dictionary_head[index](tokens).clamp_min(0)
     tokens = decoder.dictionary_head[4](tokens)  # (B, N, C'/16)
-    pixels = decoder.upsampler(image.reshape(2, 3, 5, WIDTH).permute(0, 3, 1, 2))  # (B, C'/16, 4h, 4w)
+    pixels = plain_upsampling(decoder.upsampler, image.reshape(2, 3, 5, WIDTH).permute(0, 3, 1, 2))
     expected = (tokens[:, :, :, None, None] * pixels[:, None]).sum(2)
     got = decoder(dictionary, features)
     assert got.shape == (2, 4, 12, 20)
     torch.testing.assert_close(got, expected)
 
 
-@torch.no_grad()
-def test_upsampler_shuffles_norms_and_shuffles() -> None:
+@pytest.mark.parametrize(("height", "width"), [(3, 5), (1, 1), (4, 1)])
+def test_upsampler_shuffles_norms_shuffles_and_takes_the_product_with_the_classes(height: int, width: int) -> None:
     upsampler = Upsampler(WIDTH).double()
     randomise_norms(upsampler)
     # Small values: there the norm's eps, 1e-6 and not torch's 1e-5, decides.
-    image = 1e-3 * random(2, WIDTH, 3, 5)
-    x = plain_shuffle(image).permute(0, 2, 3, 1)
-    x = plain_gelu(plain_norm(upsampler.norm, x, 1e-6)).permute(0, 3, 1, 2)
-    expected = plain_gelu(plain_shuffle(x))
-    assert expected.shape == (2, WIDTH // 16, 12, 20)
-    torch.testing.assert_close(upsampler(image), expected)
+    image = (1e-3 * random(2, height * width, WIDTH)).requires_grad_()
+    classes = random(2, 3, WIDTH // 16, seed=4).requires_grad_()
+    pixels = plain_upsampling(upsampler, image.transpose(1, 2).unflatten(2, (height, width)))
+    expected = torch.einsum("bnc,bchw->bnhw", classes, pixels)
+    got = upsampler(image, classes, height, width)
+    assert got.shape == (2, 3, 4 * height, 4 * width)
+    assert_same_with_gradients(upsampler, got, expected, image, classes)
+
+
+def test_plain_upsampling_is_torchs() -> None:
+    """The reference of these tests against another one."""
+    upsampler = Upsampler(WIDTH).double()
+    randomise_norms(upsampler)
+    image = random(2, WIDTH, 3, 5)
+    x = upsampler.norm(F.pixel_shuffle(image, 2).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    torch.testing.assert_close(plain_upsampling(upsampler, image), F.gelu(F.pixel_shuffle(F.gelu(x), 2)))
 
 
 def test_positional_encoding_at_a_pixel_calculated_by_hand() -> None:

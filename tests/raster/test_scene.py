@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,8 @@ from rasterio.env import get_gdal_config, set_gdal_config
 from rasterio.errors import NotGeoreferencedWarning
 
 from d2ls_infer.errors import D2LSError, MissingFileError, RasterError, UsageError
-from d2ls_infer.raster import Scale, Scene, parse_bands, parse_scale, read_array
+from d2ls_infer.raster import Scale, Scene, parse_bands, parse_nodata, parse_scale, read_array
+from d2ls_infer.raster.scene import Pixels as Read
 from d2ls_infer.tiling import TileGrid
 
 Write = Callable[..., Path]
@@ -29,10 +31,10 @@ BYTE = (0.0, 255.0)
 RGBA = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha]
 
 
-def read_all(path: Path, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+def read_all(path: Path, **options: Any) -> Read:
     """Values and validity of a whole scene."""
     with Scene.open(path, **({"bands_needed": 3, "value_range": BYTE} | options)) as scene:
-        return tuple(scene.rows(0, scene.height))
+        return scene.rows(0, scene.height)
 
 
 def write_vrt(path: Path, shape: tuple[int, int], bands: Sequence[tuple[str, str, int, str]]) -> Path:
@@ -165,7 +167,144 @@ def test_clipped_share_counts_valid_values_once(tmp_path: Path, write_raster: Wr
         assert scene.clipped_share == pytest.approx(1 / 3)
 
 
+# Scale and offset tags
+
+
+def write_tagged(path: Path, write_raster: Write, array: np.ndarray, tags: list[tuple[float, float]]) -> Path:
+    """Each band with its own scale and offset."""
+    write_raster(path, array)
+    with rasterio.open(path, "r+") as dataset:
+        dataset.scales, dataset.offsets = zip(*tags, strict=True)
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "float32"])
+def test_tags_are_applied_for_a_model_of_physical_units(tmp_path: Path, write_raster: Write, dtype: str) -> None:
+    """Reflectance of 0 to 1, stored as hundredths less 0.1 in one band, and upside down in the other."""
+    raw = np.array([[[0, 10, 60, 110, 120]]] * 2)
+    path = write_tagged(tmp_path / "a.tif", write_raster, raw.astype(dtype), [(0.01, -0.1), (-0.01, 1.1)])
+    with Scene.open(path, bands_needed=2, value_range=(0.0, 1.0)) as scene:
+        values, valid = scene.rows(0, 1)
+        assert scene.clipped_share == pytest.approx(0.4)
+    assert valid.all()
+    np.testing.assert_allclose(values[0, 0], [0, 0, 0.5, 1, 1], atol=1e-6)
+    np.testing.assert_allclose(values[1, 0], [1, 1, 0.5, 0, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("value_range", "scale", "expected"),
+    [
+        ((0.0, 10_000.0), None, [0, 5000, 10_000]),  # counts stored numbers, as the file does
+        ((0.0, 255.0), None, [0, 255, 255]),
+        ((0.0, 1.0), Scale(0, 20_000), [0, 0.25, 0.5]),  # what is said goes before what is tagged
+        ((0.0, 1.0), Scale(0, 100, "percentiles"), [0, 0.5, 1]),
+        (None, None, [0, 5000, 10_000]),
+    ],
+)
+def test_tags_are_not_applied_to_stored_numbers_nor_against_a_scale(
+    tmp_path: Path,
+    write_raster: Write,
+    value_range: tuple[float, float] | None,
+    scale: Scale | None,
+    expected: list[float],
+) -> None:
+    raw = np.array([[[0, 5000, 10_000]]], np.uint16)
+    path = write_tagged(tmp_path / "a.tif", write_raster, raw, [(0.0001, 0.0)])
+    values, _ = read_all(path, bands_needed=1, value_range=value_range, scale=scale)
+    np.testing.assert_allclose(values[0, 0], expected, rtol=1e-6)
+
+
+def test_bytes_without_tags_are_as_they_are_for_any_model(tmp_path: Path, write_raster: Write) -> None:
+    path = write_tagged(tmp_path / "a.tif", write_raster, np.array([[[0, 1, 200]]], np.uint8), [(1.0, 0.0)])
+    values, _ = read_all(path, bands_needed=1, value_range=(0.0, 1.0))
+    assert values.dtype == np.uint8
+    assert values.tolist() == [[[0, 1, 200]]]
+
+
+@pytest.mark.parametrize("tag", [0.0, float("nan"), float("inf")])
+def test_a_tag_that_cannot_be_meant_is_none(tmp_path: Path, write_raster: Write, tag: float) -> None:
+    raw = np.array([[[0.25, 0.5]]], np.float32)
+    path = write_tagged(tmp_path / "a.tif", write_raster, raw, [(tag, 0.0)])
+    values, _ = read_all(path, bands_needed=1, value_range=(0.0, 1.0))
+    np.testing.assert_allclose(values, raw, rtol=1e-6)
+
+
 # Validity
+
+
+def test_a_nodata_value_stands_in_for_the_files_own(tmp_path: Path, write_raster: Write, pixels: Pixels) -> None:
+    array = pixels(3, 6, 7)
+    array[:, 1, 1] = 0
+    array[:, 2, 2] = 255
+    array[:2, 3, 3] = 255
+    path = write_raster(tmp_path / "a.tif", array, nodata=0)
+    for nodata, invalid in ((255.0, [[2, 2]]), (251.0, []), ("none", []), (None, [[1, 1]])):
+        values, valid = read_all(path, nodata=nodata)
+        assert np.argwhere(~valid).tolist() == invalid
+        assert np.array_equal(values[:, valid], array[:, valid])
+
+
+@pytest.mark.parametrize("kind", ["mask", "alpha"])
+def test_a_nodata_value_counts_beside_masks_and_none_of_them_without(
+    tmp_path: Path, write_raster: Write, pixels: Pixels, kind: str
+) -> None:
+    array = pixels(3, 6, 7)
+    array[:, 2, 2] = 255
+    mask = np.full((6, 7), 255, np.uint8)
+    mask[4, 4] = 0
+    if kind == "mask":
+        path = write_raster(tmp_path / "a.tif", array, mask=mask)
+    else:
+        path = write_raster(tmp_path / "a.tif", np.concatenate([array, mask[None]]), colorinterp=RGBA)
+    for nodata, invalid in ((255.0, [[2, 2], [4, 4]]), (None, [[4, 4]]), ("none", [])):
+        assert np.argwhere(~read_all(path, nodata=nodata).valid).tolist() == invalid
+
+
+def test_what_is_no_number_is_invalid_whatever_is_said(tmp_path: Path, write_raster: Write, pixels: Pixels) -> None:
+    array = pixels(3, 6, 7, "float32")
+    array[0, 1, 1] = np.nan
+    array[:, 2, 2] = -9999
+    path = write_raster(tmp_path / "a.tif", array, nodata=-9999)
+    for nodata, invalid in (("none", [[1, 1]]), (float("nan"), [[1, 1]]), (-9999.0, [[1, 1], [2, 2]])):
+        assert np.argwhere(~read_all(path, nodata=nodata).valid).tolist() == invalid
+
+
+@pytest.mark.parametrize(("dtype", "nodata"), [("uint8", -1.0), ("uint8", 256.0), ("int16", 0.5), ("uint8", np.nan)])
+def test_a_nodata_value_that_the_type_cannot_hold_is_refused(
+    tmp_path: Path, write_raster: Write, pixels: Pixels, dtype: str, nodata: float
+) -> None:
+    path = write_raster(tmp_path / "a.tif", pixels(3, 4, 4, dtype))
+    with pytest.raises(UsageError, match=rf"--nodata {nodata:g} is no {dtype} value"):
+        read_all(path, nodata=nodata)
+
+
+@pytest.mark.parametrize(
+    ("text", "nodata"), [("0", 0.0), ("-9999", -9999.0), ("none", "none"), ("1e3", 1000.0), (7, 7.0)]
+)
+def test_nodata_is_a_value_or_none(text: str, nodata: float | str) -> None:
+    assert parse_nodata(text) == nodata
+
+
+@pytest.mark.parametrize("text", ["", "zero", "0,0"])
+def test_anything_else_is_no_nodata(text: str) -> None:
+    with pytest.raises(UsageError, match="nodata is a value"):
+        parse_nodata(text)
+
+
+def test_nodata_of_each_band(tmp_path: Path, write_raster: Write, pixels: Pixels) -> None:
+    """A pixel is valid where any band is; only a VRT can say it."""
+    array = pixels(2, 5, 5)
+    array[:, 1, 1] = 10, 20
+    array[:, 2, 2] = 20, 20
+    array[:, 3, 3] = 10, 10
+    rasterio.shutil.copy(write_raster(tmp_path / "a.tif", array), tmp_path / "a.vrt", driver="VRT")
+    text = (tmp_path / "a.vrt").read_text()
+    for band, nodata in ((1, 10), (2, 20)):
+        text = re.sub(rf'(<VRTRasterBand [^>]*band="{band}"[^>]*>)', rf"\1<NoDataValue>{nodata}</NoDataValue>", text)
+    (tmp_path / "b.vrt").write_text(text)
+    values, valid = read_all(tmp_path / "b.vrt", bands_needed=2)
+    assert np.argwhere(~valid).tolist() == [[1, 1]]
+    assert np.array_equal(values[:, valid], array[:, valid])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -250,6 +389,7 @@ def test_an_alpha_band_is_a_mask(tmp_path: Path, write_raster: Write, pixels: Pi
 
 def test_an_alpha_band_in_front_is_left_out_too(tmp_path: Path, write_raster: Write, pixels: Pixels) -> None:
     array = pixels(4, 4, 4)
+    array[0] = 255
     array[0, 0, 0] = 0
     write_raster(tmp_path / "a.tif", array, photometric="minisblack", alpha="no")
     path = write_vrt(tmp_path / "a.vrt", (4, 4), [("Byte", "a.tif", i + 1, RGBA[i - 1].name) for i in range(4)])
@@ -279,6 +419,7 @@ def test_an_alpha_band_is_a_mask_for_any_number_of_bands_and_type(
 ) -> None:
     """GDAL's own mask knows only 2 and 4 bands of whole numbers; drones' multispectral images have 5 and alpha."""
     array = pixels(count, 4, 4, dtype)
+    array[-1] = 255
     array[-1, 1, 1] = 0
     shown = [*RGBA[:3], *[ColorInterp.undefined] * (count - 4), ColorInterp.alpha]
     _, valid = read_all(write_raster(tmp_path / "a.tif", array, colorinterp=shown))
@@ -288,6 +429,7 @@ def test_an_alpha_band_is_a_mask_for_any_number_of_bands_and_type(
 def test_alpha_and_nodata_both_count(tmp_path: Path, write_raster: Write, pixels: Pixels) -> None:
     """GDAL's own mask leaves out the alpha band where there is a nodata value."""
     array = pixels(4, 4, 4)
+    array[3] = 255
     array[3, 1, 1] = 0
     array[:, 2, 2] = 0
     _, valid = read_all(write_raster(tmp_path / "a.tif", array, colorinterp=RGBA, nodata=0))
@@ -699,13 +841,21 @@ def test_without_a_place_on_the_ground_there_is_no_area(
 
 
 @pytest.mark.parametrize(
-    ("text", "bands"), [("1", [1]), ("1,2,3", [1, 2, 3]), ("4,1,2", [4, 1, 2]), (" 4, 1 ,2 ", [4, 1, 2])]
+    ("text", "bands"),
+    [
+        ("1", [1]),
+        ("1,2,3", [1, 2, 3]),
+        ("4,1,2", [4, 1, 2]),
+        (" 4, 1 ,2 ", [4, 1, 2]),
+        ("nir, Red,green", ["nir", "Red", "green"]),
+        ("near infrared,B04,3", ["near infrared", "B04", 3]),
+    ],
 )
-def test_bands_are_whole_numbers_with_commas_between(text: str, bands: list[int]) -> None:
+def test_bands_are_numbers_or_names_with_commas_between(text: str, bands: list[int | str]) -> None:
     assert parse_bands(text) == bands
 
 
-@pytest.mark.parametrize("text", ["", ",", "1,,2", "1,2,", "a,b", "1.0,2", "1;2;3", "1 2 3", "0", "0,1,2", "-1,2"])
+@pytest.mark.parametrize("text", ["", ",", "1,,2", "1,2,", "1.0,2", "1;2;3", "1 2 3", "0", "0,1,2", "-1,2"])
 def test_anything_else_is_no_list_of_bands(text: str) -> None:
     with pytest.raises(UsageError, match="bands are") as caught:
         parse_bands(text)

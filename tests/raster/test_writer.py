@@ -193,7 +193,7 @@ def test_any_coordinate_system_is_kept(
         assert dataset.crs
         assert found.crs == dataset.crs
     assert found.categories == list(LABELS.names)
-    assert names_in(folder) == ["map.tif", "map.tif.aux.xml"]
+    assert names_in(folder) == ["map.qml", "map.tif", "map.tif.aux.xml"]
 
 
 def test_ground_control_points_are_kept(make_scene: Callable[..., Path], folder: Path, read_map: ReadMap) -> None:
@@ -289,7 +289,7 @@ def test_everything_goes_to_a_partial_file_until_the_end(make_scene: Callable[..
         assert names_in(folder) == ["map.tif.partial"]
         writer.write(labels_of(10, 270))
         assert names_in(folder) == ["map.tif.partial"]
-    assert names_in(folder) == ["map.tif", "map.tif.aux.xml"]
+    assert names_in(folder) == ["map.qml", "map.tif", "map.tif.aux.xml"]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt(), MemoryError(), SystemExit(3)])
@@ -343,7 +343,7 @@ def test_a_partial_file_of_a_killed_run_is_no_hindrance(
     array = labels_of(300, 270)
     write_map(make_scene(), folder / "map.tif", array)
     assert np.array_equal(read_map(folder / "map.tif").array, array)
-    assert names_in(folder) == ["map.tif", "map.tif.aux.xml"]
+    assert names_in(folder) == ["map.qml", "map.tif", "map.tif.aux.xml"]
 
 
 def test_a_folder_where_the_partial_file_should_go_is_an_error_of_ours(

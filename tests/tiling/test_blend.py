@@ -312,10 +312,14 @@ def test_the_laws_hold_where_the_scores_are(window: str) -> None:
     grid = TileGrid(150, 130, 48, 13)
     field, valid = random_field(grid), holes(grid, 0, 0.3)
     tiles = tiles_of(field, grid, valid)
-    rows = blend(lambda b: b.to(device), tiles, grid, channels=2, window=window, batch_size=4, device=device)
+    options = {"window": window, "batch_size": 4, "device": device, "disagreement": True}
+    rows = blend(lambda b: b.to(device), tiles, grid, channels=2, **options)
     parts = []
     for part in rows:
         assert part.scores.device.type == device.type
+        assert part.disagreement is not None
+        assert part.disagreement.device.type == device.type
+        assert not part.disagreement.any()
         parts.append(Rows(part.first, part.scores.cpu(), part.covered.cpu()))
     scores, covered = blended(iter(parts), grid)
     assert np.array_equal(covered.numpy(), valid)
@@ -328,3 +332,85 @@ def test_half_precision_scores_are_blended_in_float32() -> None:
     scores, _ = blended(blend(lambda batch: peaks(batch).half(), tiles_of(field, grid), grid, channels=2), grid)
     exact, _ = blended(blend(lambda batch: peaks(batch).half().float(), tiles_of(field, grid), grid, channels=2), grid)
     assert torch.equal(scores, exact)
+
+
+# How far the tiles differ
+
+
+def differing(batch: Tensor) -> Tensor:
+    """Probabilities of two classes that depend on the whole tile; exact in floating point, as `peaks` are."""
+    share = (batch[:, :1].float() + batch.float().amax((1, 2, 3), keepdim=True)).remainder(1)
+    return torch.cat((share, 1 - share), 1)
+
+
+def all_of(rows: Iterator[Rows]) -> np.ndarray:
+    """(H, W) disagreement."""
+    return torch.cat([part.disagreement for part in rows if part.disagreement is not None], 0).numpy()
+
+
+@given(grids(most=90, tiles=60), windows, st.integers(0, 9))
+def test_disagreement_is_the_largest_difference_of_two_tiles_in_a_class(grid: TileGrid, window: str, seed: int) -> None:
+    """Against all pairs of tiles, one by one, with the whole canvas in memory; to the last bit."""
+    field, valid = random_field(grid, seed=seed), holes(grid, seed, 0.3)
+    canvases, seen = [], []
+    for tile, (values, tile_valid) in tiles_of(field, grid, valid):
+        where = (slice(tile.row, tile.row + tile.height), slice(tile.col, tile.col + tile.width))
+        canvas, there = np.zeros(field.shape, np.float32), np.zeros(valid.shape, bool)
+        canvas[:, *where] = differing(torch.from_numpy(values)[None])[0].numpy()
+        there[where] = tile_valid
+        canvases.append(canvas)
+        seen.append(there)
+    expected = np.zeros(valid.shape, np.float32)
+    for i in range(len(canvases)):
+        for j in range(i):
+            both = seen[i] & seen[j]
+            expected[both] = np.maximum(expected, np.abs(canvases[i] - canvases[j]).max(0))[both]
+    rows = blend(
+        differing, tiles_of(field, grid, valid), grid, channels=2, window=window, batch_size=3, disagreement=True
+    )
+    found = all_of(rows)
+    assert found.dtype == np.float32
+    assert np.array_equal(found, expected)
+    assert not found[np.sum(seen, 0) < 2].any(), "one tile alone cannot differ"
+    assert (found <= 1).all()
+
+
+@given(grids(most=90, tiles=60), st.integers(0, 9))
+def test_disagreement_does_not_depend_on_the_order_of_the_tiles_of_a_row(grid: TileGrid, seed: int) -> None:
+    field, valid = random_field(grid, seed=seed), holes(grid, seed, 0.3)
+    given_order = list(tiles_of(field, grid, valid))
+    reversed_rows = sorted(given_order, key=lambda item: (item[0].row, -item[0].col))
+    one, other = (
+        all_of(blend(differing, iter(tiles), grid, channels=2, disagreement=True))
+        for tiles in (given_order, reversed_rows)
+    )
+    assert np.array_equal(one, other)
+
+
+@given(grids(most=60), windows)
+def test_tiles_that_agree_do_not_differ(grid: TileGrid, window: str) -> None:
+    field = random_field(grid)
+    found = all_of(
+        blend(lambda batch: batch, tiles_of(field, grid), grid, channels=2, window=window, disagreement=True)
+    )
+    assert not found.any()
+
+
+def test_the_blend_is_the_same_with_and_without_the_disagreement() -> None:
+    grid = TileGrid(70, 50, 20, 7)
+    field, valid = random_field(grid), holes(grid, 0, 0.3)
+    without, with_it = (
+        list(blend(peaks, tiles_of(field, grid, valid), grid, channels=2, disagreement=asked))
+        for asked in (False, True)
+    )
+    for one, other in zip(without, with_it, strict=True):
+        assert one.disagreement is None
+        assert torch.equal(one.scores, other.scores)
+        assert torch.equal(one.covered, other.covered)
+
+
+@pytest.mark.parametrize("height", [64, 640_000])
+def test_memory_for_the_disagreement_is_one_band(height: int) -> None:
+    blender = BandBlender(TileGrid(height, 100, 64, 16), 5, disagreement=True)
+    assert blender.range is not None
+    assert blender.range.shape == (2, 5, 64, 100)

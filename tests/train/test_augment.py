@@ -9,17 +9,26 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
-from d2ls_infer.train.augment import AugmentConfig, jitter, random_crop
+from d2ls_infer.train.augment import AugmentConfig, jitter, random_crop, start_of
+from d2ls_infer.train.pool import ImagePool
 
 Pair = tuple[np.ndarray, np.ndarray]
 IGNORE = 255
 
 
+def pool_of(pairs: list[Pair]) -> ImagePool:
+    return ImagePool(pairs.__getitem__, len(pairs))
+
+
 def crop_of(pairs: list[Pair], seed: int, **settings: Any) -> tuple[Tensor, Tensor]:
     config = AugmentConfig(**{"crop": 48, **settings})
-    return random_crop(pairs, config, np.random.default_rng(seed), value_range=(0.0, 255.0), ignore_index=IGNORE)
+    return random_crop(
+        pool_of(pairs), config, np.random.default_rng(seed), value_range=(0.0, 255.0), ignore_index=IGNORE
+    )
 
 
 def expected_image(mask: Tensor) -> Tensor:
@@ -29,7 +38,7 @@ def expected_image(mask: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_crop_has_its_size_range_and_types(toy_pairs: list[Pair], seed: int) -> None:
-    image, mask = crop_of(toy_pairs, seed, mosaic=0.5, jitter=0.5)
+    image, mask = crop_of(toy_pairs, seed, mosaic=0.5, balance=0.5, jitter=0.0)
     assert image.shape == (3, 48, 48)
     assert mask.shape == (48, 48)
     assert image.dtype == torch.float32
@@ -116,7 +125,7 @@ def test_every_place_of_an_image_can_be_drawn() -> None:
     seen = set()
     for seed in range(120):
         image, _ = random_crop(
-            [(index[None].astype(np.float32), np.zeros((60, 60), np.uint8))],
+            pool_of([(index[None].astype(np.float32), np.zeros((60, 60), np.uint8))]),
             AugmentConfig(crop=40, scales=(1.0, 1.0), mosaic=0.0, jitter=0.0),
             np.random.default_rng(seed),
             value_range=(0.0, 3599.0),
@@ -134,7 +143,7 @@ def test_crops_come_in_all_eight_orientations() -> None:
     orientations = set()
     for seed in range(80):
         image, _ = random_crop(
-            [pair],
+            pool_of([pair]),
             AugmentConfig(crop=48, scales=(1.0, 1.0), mosaic=0.0, jitter=0.0),
             np.random.default_rng(seed),
             value_range=(0.0, 5000.0),
@@ -149,6 +158,33 @@ def test_images_are_drawn_by_their_area() -> None:
     pairs = [(np.zeros((1, n, n), np.uint8), np.full((n, n), c, np.uint8)) for c, n in enumerate((100, 200))]
     drawn = Counter(int(crop_of(pairs, seed, crop=16, mosaic=0.0)[1][8, 8]) for seed in range(300))
     assert 0.7 < drawn[1] / 300 < 0.9  # four fifths
+
+
+def test_balanced_crops_show_a_rare_class_as_often_as_the_others() -> None:
+    mask = np.zeros((300, 300), np.uint8)
+    mask[250, 40] = 1
+    pair = (np.zeros((1, 300, 300), np.uint8), mask)
+    settings: dict[str, Any] = {"crop": 32, "scales": (1.0, 1.0), "mosaic": 0.0}
+    shown = {
+        balance: sum(bool((crop_of([pair], seed, balance=balance, **settings)[1] == 1).any()) for seed in range(200))
+        for balance in (0.0, 0.5, 1.0)
+    }
+    assert shown[0.0] < 10
+    assert 30 < shown[0.5] < 75
+    assert 80 < shown[1.0] < 130
+
+
+@given(extent=st.integers(1, 60), side=st.integers(8, 80), on=st.none() | st.integers(0, 59), seed=st.integers(0, 1000))
+def test_window_lies_in_the_image_or_around_it_and_over_its_pixel(
+    extent: int, side: int, on: int | None, seed: int
+) -> None:
+    on = None if on is None else on % extent
+    start = start_of(extent, side, np.random.default_rng(seed), on)
+    if side <= extent:
+        assert 0 <= start <= extent - side
+    else:
+        assert extent - side <= start <= 0
+    assert on is None or start <= on < start + side
 
 
 def test_mosaic_joins_four_crops_in_one_point() -> None:
@@ -169,7 +205,7 @@ def test_value_range_becomes_0_to_1_and_what_is_outside_is_clipped() -> None:
     image[1] = 20000
     config = AugmentConfig(crop=32, mosaic=0.0, jitter=0.0)
     crop, _ = random_crop(
-        [(image, np.zeros((60, 60), np.uint8))],
+        pool_of([(image, np.zeros((60, 60), np.uint8))]),
         config,
         np.random.default_rng(0),
         value_range=(1000.0, 11000.0),
@@ -180,13 +216,18 @@ def test_value_range_becomes_0_to_1_and_what_is_outside_is_clipped() -> None:
 
 
 @pytest.mark.parametrize("amount", [0.1, 0.5, 2.0])
-def test_jitter_stays_in_0_to_1_and_changes_bands_apart(amount: float) -> None:
+def test_jitter_is_a_gain_and_an_offset_of_each_band_within_its_limits(amount: float) -> None:
     image = torch.rand((4, 8, 8), generator=torch.Generator().manual_seed(0))
+    mean, std = image.mean((1, 2)), image.std((1, 2), correction=0)
     for seed in range(10):
         changed = jitter(image, amount, np.random.default_rng(seed))
-        assert changed.min() >= 0
-        assert changed.max() <= 1
-        assert len({round(float(value), 5) for value in (changed - image).mean((1, 2))}) > 1
+        gain = (changed[:, 0, 0] - changed[:, 5, 6]) / (image[:, 0, 0] - image[:, 5, 6])
+        offset = (changed.mean((1, 2)) - mean) / std
+        line = (image - mean.view(-1, 1, 1)) * gain.view(-1, 1, 1) + (mean + offset * std).view(-1, 1, 1)
+        torch.testing.assert_close(changed, line, atol=1e-4, rtol=1e-4)
+        for change in (gain - 1, offset):
+            assert (change.abs() <= 1.5 * amount + 1e-4).all()
+            assert change.unique().numel() == 4
 
 
 def test_no_jitter_changes_nothing() -> None:

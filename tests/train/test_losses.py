@@ -1,17 +1,21 @@
-"""Every term of the loss, worked out by loops on tiny tensors."""
+"""Every term of the loss, worked out by loops in float64 on tiny tensors."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from d2ls_infer.nn import TrainingOutput
-from d2ls_infer.train.losses import contrastive, cross_entropy, d2ls_loss, dice
+from d2ls_infer.train.losses import SMOOTHING, STATIC_WEIGHT, contrastive, d2ls_loss, region_losses
 
 IGNORE = 255
+TERMS = ("dynamic_cross_entropy", "dynamic_dice", "contrastive", "static_cross_entropy", "static_dice", "total")
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -29,25 +33,29 @@ def target() -> Tensor:
     return torch.tensor([[[0, 1, IGNORE], [2, 2, 0]], [[IGNORE, 1, 1], [0, IGNORE, 2]]])
 
 
-def probabilities(logits: Tensor) -> list[list[float]]:
-    """Per pixel, the softmax over classes."""
-    pixels = logits.permute(0, 2, 3, 1).reshape(-1, logits.shape[1]).tolist()
-    return [[math.exp(z) / sum(math.exp(other) for other in pixel) for z in pixel] for pixel in pixels]
+@pytest.fixture
+def output(logits: Tensor) -> TrainingOutput:
+    return TrainingOutput(logits, random(2, 4, 2, 3, seed=5), random(2, 4, 6, seed=6))
+
+
+def labelled_pixels(logits: Tensor, target: Tensor) -> list[tuple[list[float], int]]:
+    """Per labelled pixel, the softmax over classes and the class."""
+    pixels = logits.double().permute(0, 2, 3, 1).reshape(-1, logits.shape[1]).tolist()
+    softmax = [[math.exp(z) / sum(math.exp(other) for other in pixel) for z in pixel] for pixel in pixels]
+    return [(p, t) for p, t in zip(softmax, target.flatten().tolist(), strict=True) if t != IGNORE]
 
 
 def plain_cross_entropy(logits: Tensor, target: Tensor) -> float:
-    total, count = 0.0, 0
-    for p, truth in zip(probabilities(logits), target.flatten().tolist(), strict=True):
-        if truth != IGNORE:
-            uniform = sum(-math.log(value) for value in p) / len(p)
-            total += 0.95 * -math.log(p[truth]) + 0.05 * uniform
-            count += 1
-    return total / count
+    losses = []
+    for p, truth in labelled_pixels(logits, target):
+        wanted = [0.05 / len(p) + 0.95 * (c == truth) for c in range(len(p))]
+        losses.append(-sum(w * math.log(value) for w, value in zip(wanted, p, strict=True)))
+    return sum(losses) / len(losses) if losses else 0.0
 
 
 def plain_dice(logits: Tensor, target: Tensor) -> float:
     losses = []
-    labelled = [(p, t) for p, t in zip(probabilities(logits), target.flatten().tolist(), strict=True) if t != IGNORE]
+    labelled = labelled_pixels(logits, target)
     for c in range(logits.shape[1]):
         shared = sum(p[c] for p, t in labelled if t == c)
         size = sum(p[c] + (t == c) for p, t in labelled)
@@ -57,29 +65,132 @@ def plain_dice(logits: Tensor, target: Tensor) -> float:
 
 
 def plain_contrastive(dictionary: Tensor) -> float:
-    batch, classes, _ = dictionary.shape
-    d = dictionary.double()
-    centers = [sum(d[b, i] for b in range(batch)) / batch for i in range(classes)]
-    intra = sum(float((d[b, i] - centers[i]).square().sum()) for b in range(batch) for i in range(classes))
-    inter = sum(
-        float((centers[i] - centers[j]).square().sum()) for i in range(classes - 1) for j in range(i + 1, classes)
+    d = dictionary.double().numpy()
+    batch, classes, _ = d.shape
+    centers = [np.sum([d[b, i] for b in range(batch)], axis=0) / batch for i in range(classes)]
+    intra = sum(np.sum((d[b, i] - centers[i]) ** 2) for b in range(batch) for i in range(classes))
+    inter = sum(np.sum((centers[i] - centers[j]) ** 2) for i in range(classes - 1) for j in range(i + 1, classes))
+    return float(intra / (batch * classes) / (2 / (classes * (classes - 1)) * inter + 1e-6))
+
+
+def plain_terms(output: TrainingOutput, target: Tensor, **options: Any) -> dict[str, float]:
+    dynamic, static = (
+        (plain_cross_entropy(logits, target), plain_dice(logits, target))
+        for logits in (output.logits, output.static_logits)
     )
-    return intra / (batch * classes) / (2 / (classes * (classes - 1)) * inter + 1e-6)
+    spread = plain_contrastive(output.dynamic_dictionary)
+    static_total = static[0] + (static[1] if options.get("static_dice", True) else 0.0)
+    dynamic_total = dynamic[0] + dynamic[1] + options.get("contrastive_weight", 1.0) * spread
+    total = options.get("dynamic_weight", 1.0) * dynamic_total + options.get("static_weight", 0.4) * static_total
+    return dict(zip(TERMS, (*dynamic, spread, *static, total), strict=True))
 
 
-def test_cross_entropy_is_smoothed_and_a_mean_over_labelled_pixels(logits: Tensor, target: Tensor) -> None:
-    got = cross_entropy(logits, target, ignore_index=IGNORE)
-    assert float(got) == pytest.approx(plain_cross_entropy(logits, target), rel=1e-5)
+# Cross entropy and Dice
 
 
-def test_dice_counts_classes_that_are_not_there_as_zero(logits: Tensor, target: Tensor) -> None:
-    assert float(dice(logits, target, ignore_index=IGNORE)) == pytest.approx(plain_dice(logits, target), rel=1e-5)
+def test_constants_are_the_papers() -> None:
+    assert (STATIC_WEIGHT, SMOOTHING) == (0.4, 0.05)
+
+
+def test_region_losses_are_those_of_the_loops(logits: Tensor, target: Tensor) -> None:
+    cross_entropy, dice = region_losses(logits, target, ignore_index=IGNORE)
+    assert float(cross_entropy) == pytest.approx(plain_cross_entropy(logits, target), rel=1e-5)
+    assert float(dice) == pytest.approx(plain_dice(logits, target), rel=1e-5)
+
+
+def test_region_losses_of_two_pixels_by_hand() -> None:
+    # Probabilities 3/4 and 1/4 at the pixel of class 0, 1/2 and 1/2 at that of class 1; class 2 nearly none and absent.
+    logits = torch.tensor([[[math.log(3.0), 0.0]], [[0.0, 0.0]], [[-60.0, -60.0]]])[None]
+    target = torch.tensor([[[0, 1]]])
+    _, dice = region_losses(logits, target, ignore_index=IGNORE)
+    first = 1 - (2 * 0.75 + 0.05) / (0.75 + 0.5 + 1 + 0.05)
+    second = 1 - (2 * 0.5 + 0.05) / (0.25 + 0.5 + 1 + 0.05)
+    assert float(dice) == pytest.approx((first + second) / 3, rel=1e-5)
+    cross_entropy, _ = region_losses(logits[:, :2], target, ignore_index=IGNORE)
+    at_first = -(0.975 * math.log(0.75) + 0.025 * math.log(0.25))
+    assert float(cross_entropy) == pytest.approx((at_first + math.log(2)) / 2, rel=1e-5)
+
+
+def test_cross_entropy_is_torchs_with_smoothed_labels(logits: Tensor, target: Tensor) -> None:
+    got, _ = region_losses(logits, target, ignore_index=IGNORE)
+    torch.testing.assert_close(got, F.cross_entropy(logits, target, ignore_index=IGNORE, label_smoothing=0.05))
+
+
+def test_gradients_are_those_of_a_one_hot_form(logits: Tensor, target: Tensor) -> None:
+    logits.requires_grad_()
+    labelled = (target != IGNORE)[:, None]
+    truth = F.one_hot(target.where(target != IGNORE, 0), 4).permute(0, 3, 1, 2) * labelled
+    p = logits.softmax(1) * labelled
+    parts = (2 * (p * truth).sum((0, 2, 3)) + 0.05) / ((p + truth).sum((0, 2, 3)) + 0.05)
+    plain = F.cross_entropy(logits, target, ignore_index=IGNORE, label_smoothing=0.05)
+    plain = plain + ((1 - parts) * (truth.sum((0, 2, 3)) > 0)).mean()
+    got = sum(region_losses(logits, target, ignore_index=IGNORE))
+    assert isinstance(got, Tensor)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in (got, plain)))
+
+
+@pytest.mark.parametrize("absent", [(3,), (0, 3), (1, 2, 3)])
+def test_dice_counts_classes_that_are_not_there_as_zero(logits: Tensor, absent: tuple[int, ...]) -> None:
+    here = [c for c in range(4) if c not in absent]
+    target = torch.tensor(here)[torch.arange(12) % len(here)].reshape(2, 2, 3)
+    _, dice = region_losses(logits, target, ignore_index=IGNORE)
+    assert float(dice) == pytest.approx(plain_dice(logits, target), rel=1e-5)
+    assert float(dice) <= len(here) / 4
+
+
+def test_dice_is_of_the_whole_batch_and_not_a_mean_over_images(logits: Tensor) -> None:
+    target = torch.stack([torch.zeros(2, 3, dtype=torch.int64), torch.ones(2, 3, dtype=torch.int64)])
+    _, together = region_losses(logits, target, ignore_index=IGNORE)
+    assert float(together) == pytest.approx(plain_dice(logits, target), rel=1e-5)
+    apart = [region_losses(logits[b : b + 1], target[b : b + 1], ignore_index=IGNORE)[1] for b in range(2)]
+    assert float(together) != pytest.approx(float(sum(apart)) / 2, rel=1e-2)
 
 
 def test_dice_of_a_sure_and_right_prediction_is_nothing() -> None:
     target = torch.tensor([[[0, 1], [1, 0]]])
-    logits = 50 * torch.nn.functional.one_hot(target, 2).permute(0, 3, 1, 2).float()
-    assert float(dice(logits, target, ignore_index=IGNORE)) == pytest.approx(0, abs=1e-6)
+    logits = 50 * F.one_hot(target, 2).permute(0, 3, 1, 2).float()
+    assert float(region_losses(logits, target, ignore_index=IGNORE)[1]) == pytest.approx(0, abs=1e-6)
+
+
+def test_ignored_pixels_change_no_term(logits: Tensor, target: Tensor) -> None:
+    noisy = torch.where((target == IGNORE)[:, None], 30 * random(2, 4, 2, 3, seed=9), logits)
+    for ours, other in zip(
+        region_losses(noisy, target, ignore_index=IGNORE),
+        region_losses(logits, target, ignore_index=IGNORE),
+        strict=True,
+    ):
+        assert torch.equal(ours, other)
+
+
+@pytest.mark.parametrize("ignore_index", [IGNORE, 3, -1])
+def test_any_value_can_be_the_ignored_one(logits: Tensor, target: Tensor, ignore_index: int) -> None:
+    other = target.masked_fill(target == IGNORE, ignore_index)
+    expected = region_losses(logits, target, ignore_index=IGNORE)
+    assert region_losses(logits, other, ignore_index=ignore_index) == expected
+
+
+def test_nothing_labelled_gives_zero_and_no_gradient(logits: Tensor) -> None:
+    logits.requires_grad_()
+    target = torch.full((2, 2, 3), IGNORE)
+    loss = sum(region_losses(logits, target, ignore_index=IGNORE))
+    assert isinstance(loss, Tensor)
+    loss.backward()
+    assert loss.detach() == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+def test_very_sure_and_wrong_predictions_stay_finite() -> None:
+    target = torch.tensor([[[0, 1], [1, 0]]])
+    logits = (-1e4 * F.one_hot(target, 2).permute(0, 3, 1, 2).float()).requires_grad_()
+    cross_entropy, dice = region_losses(logits, target, ignore_index=IGNORE)
+    (cross_entropy + dice).backward()
+    assert logits.grad is not None
+    assert torch.stack([cross_entropy, dice]).isfinite().all()
+    assert logits.grad.isfinite().all()
+
+
+# Contrastive
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 5), (2, 2, 6), (1, 3, 4)])
@@ -102,44 +213,43 @@ def test_contrastive_keeps_float64() -> None:
     assert contrastive(random(2, 3, 4).double()).dtype == torch.float64
 
 
-def test_ignored_pixels_change_no_term(logits: Tensor, target: Tensor) -> None:
-    noisy = torch.where((target == IGNORE)[:, None], 30 * random(2, 4, 2, 3, seed=9), logits)
-    for term in (cross_entropy, dice):
-        assert torch.equal(term(noisy, target, ignore_index=IGNORE), term(logits, target, ignore_index=IGNORE))
+# The whole
 
 
-@pytest.mark.parametrize("ignore_index", [IGNORE, 3, -1])
-def test_any_value_can_be_the_ignored_one(logits: Tensor, target: Tensor, ignore_index: int) -> None:
-    other = target.masked_fill(target == IGNORE, ignore_index)
-    for term in (cross_entropy, dice):
-        expected = term(logits, target, ignore_index=IGNORE)
-        assert torch.equal(term(logits, other, ignore_index=ignore_index), expected)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"static_weight": 0.0},
+        {"static_weight": 1.7},
+        {"dynamic_weight": 0.3},
+        {"dynamic_weight": 0.0, "static_weight": 1.0},
+        {"contrastive_weight": 0.0},
+        {"contrastive_weight": 5.0, "dynamic_weight": 0.5},
+        {"static_dice": False},
+        {"static_dice": False, "static_weight": 2.0, "dynamic_weight": 3.0, "contrastive_weight": 0.1},
+    ],
+)
+def test_every_term_and_their_weighted_sum(output: TrainingOutput, target: Tensor, options: dict[str, Any]) -> None:
+    got = {name: float(value) for name, value in d2ls_loss(output, target, ignore_index=IGNORE, **options).items()}
+    assert got == pytest.approx(plain_terms(output, target, **options), rel=1e-5)
 
 
-def test_nothing_labelled_gives_zero_and_no_gradient(logits: Tensor) -> None:
-    logits.requires_grad_()
-    target = torch.full((2, 2, 3), IGNORE)
-    loss = cross_entropy(logits, target, ignore_index=IGNORE) + dice(logits, target, ignore_index=IGNORE)
-    loss.backward()
-    assert loss.detach() == 0
-    assert logits.grad is not None
-    assert not logits.grad.any()
+def test_total_alone_carries_the_gradient_to_both_branches_and_the_dictionary(
+    output: TrainingOutput, target: Tensor
+) -> None:
+    leaves = [part.requires_grad_() for part in output]
+    terms = d2ls_loss(output, target, ignore_index=IGNORE)
+    assert all(grad.any() for grad in torch.autograd.grad(terms["total"], leaves))
 
 
-def test_total_weighs_the_static_branch_by_0_4(logits: Tensor, target: Tensor) -> None:
-    static_logits, dictionary = random(2, 4, 2, 3, seed=5), random(2, 4, 6, seed=6)
-    terms = d2ls_loss(TrainingOutput(logits, static_logits, dictionary), target, ignore_index=IGNORE)
-    expected = {
-        "dynamic_cross_entropy": plain_cross_entropy(logits, target),
-        "dynamic_dice": plain_dice(logits, target),
-        "contrastive": plain_contrastive(dictionary),
-        "static_cross_entropy": plain_cross_entropy(static_logits, target),
-        "static_dice": plain_dice(static_logits, target),
-    }
-    expected["total"] = sum(
-        (0.4 if name.startswith("static") else 1.0) * value for name, value in list(expected.items())
-    )
-    assert {name: float(value) for name, value in terms.items()} == pytest.approx(expected, rel=1e-5)
+def test_a_weight_of_zero_cuts_a_branch_off(output: TrainingOutput, target: Tensor) -> None:
+    leaves = [part.requires_grad_() for part in output]
+    total = d2ls_loss(output, target, ignore_index=IGNORE, static_weight=0.0, contrastive_weight=0.0)["total"]
+    dynamic, static, dictionary = torch.autograd.grad(total, leaves)
+    assert dynamic.any()
+    assert not static.any()
+    assert not dictionary.any()
 
 
 def test_terms_of_half_precision_outputs_are_in_float32(logits: Tensor, target: Tensor) -> None:
@@ -147,3 +257,4 @@ def test_terms_of_half_precision_outputs_are_in_float32(logits: Tensor, target: 
     terms = d2ls_loss(output, target, ignore_index=IGNORE)
     assert {value.dtype for value in terms.values()} == {torch.float32}
     assert {value.shape for value in terms.values()} == {torch.Size([])}
+    assert float(terms["dynamic_dice"]) == pytest.approx(plain_dice(logits.bfloat16(), target), rel=1e-5)

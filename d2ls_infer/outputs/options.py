@@ -1,0 +1,87 @@
+"""Which files are made of a scene, and how they are called."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from d2ls_infer.errors import UsageError
+
+RASTERS = ("confidence", "probabilities", "entropy", "disagreement")
+"""The maps besides the one of classes."""
+
+NAMED = {"vector": (".gpkg", ".fgb", ".parquet"), "report": (".html",), "preview": (".png",)}
+"""Outputs that are given a file, and the endings it may have."""
+
+TAILS = {"vector": "polygons"}
+"""What is hung on to the map's name where it is not the output's own name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """What is made of a scene besides the map of classes, in the same pass. Raises UsageError for what makes no sense.
+
+    confidence, probabilities, entropy, disagreement: uint8 rasters beside the map, see `Finished`. cog: all rasters as
+    Cloud Optimized GeoTIFFs with overviews. vector: polygons; min_area_m2, simplify_m: see `PolygonWriter`. report: a
+    page to read and to send. preview: a small picture of the map. stac: a STAC item that lists all files.
+
+    vector, report and preview are files; or endings, such as ".gpkg", for a file beside the map with its name.
+    """
+
+    confidence: bool = False
+    probabilities: bool = False
+    entropy: bool = False
+    disagreement: bool = False
+    cog: bool = False
+    vector: str | Path | None = None
+    min_area_m2: float | None = None
+    simplify_m: float | None = None
+    report: str | Path | None = None
+    preview: str | Path | None = None
+    stac: bool = False
+
+    def __post_init__(self) -> None:
+        for name, endings in NAMED.items():
+            value = getattr(self, name)
+            if value is not None and ending_of(value) not in endings:
+                raise UsageError(f"--{name} takes a file that ends in {' or '.join(endings)}, got {str(value)!r}")
+        for name, option in (("min_area_m2", "--min-area"), ("simplify_m", "--simplify")):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if self.vector is None:
+                raise UsageError(f"{option} is for polygons; give --vector too")
+            if not (math.isfinite(value) and value > 0):
+                raise UsageError(f"{option} must be more than 0, got {value:g}")
+
+    def files(self, output: Path) -> dict[str, Path]:
+        """Every file that is asked for, by what it holds; `classes` is the map itself. Raises UsageError for clashes.
+
+        What lies beside a raster of itself, `.aux.xml` and `.qml`, is not among them.
+        """
+        files = {"classes": output}
+        files |= {name: beside(output, name, ".tif") for name in RASTERS if getattr(self, name)}
+        for name in NAMED:
+            if (value := getattr(self, name)) is not None:
+                named = Path(value).suffix != ""
+                files[name] = Path(value) if named else beside(output, TAILS.get(name, name), str(value))
+        if self.stac:
+            files["stac"] = beside(output, "stac", ".json")
+        places = [path.resolve() for path in files.values()]
+        if twice := {str(path) for path, place in zip(files.values(), places, strict=True) if places.count(place) > 1}:
+            raise UsageError(f"several outputs would be written to {', '.join(sorted(twice))}")
+        return files
+
+
+def ending_of(value: str | Path) -> str:
+    """The ending of a file, or of what is nothing but an ending; in small letters."""
+    path = Path(value)
+    if path.suffix == "" and str(value) == path.name and path.name.startswith("."):
+        return path.name.lower()
+    return path.suffix.lower()
+
+
+def beside(output: Path, tail: str, ending: str) -> Path:
+    """SCENE_d2ls-MODEL.tif -> SCENE_d2ls-MODEL_TAIL.ENDING."""
+    return output.with_name(f"{output.stem}_{tail}{ending}")

@@ -1,0 +1,131 @@
+"""One training step, the optimiser and the schedule, as Lightning calls them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from timm.optim.lookahead import Lookahead
+from torch import Tensor, nn
+
+from d2ls_infer.datasets import LabelledImage
+from d2ls_infer.errors import UsageError
+from d2ls_infer.evaluate import evaluate
+from d2ls_infer.manifest import ModelDescription
+from d2ls_infer.metrics import ConfusionMatrix
+from d2ls_infer.nn import D2LS
+from d2ls_infer.segmenter import D2LSSegmenter
+from d2ls_infer.train.config import TrainConfig
+from d2ls_infer.train.losses import d2ls_loss
+
+
+class D2LSModule(pl.LightningModule):
+    """A D2LS network in training.
+
+    Batches are pixels (B, bands, S, S) float32, normalised, and target (B, S, S) int64. Validation takes the numbers of
+    labelled images and maps them, whole, through the same tiler as `predict`; `left_out` are the classes that its means
+    leave out.
+    Logged: every term of the loss by its name as `train/TERM`, `train/learning_rate`, and `val/mean_iou`,
+    `val/mean_f1`, `val/overall_accuracy` (percent).
+    """
+
+    def __init__(
+        self,
+        network: D2LS,
+        about: ModelDescription,
+        config: TrainConfig,
+        validation: Sequence[LabelledImage] = (),
+        *,
+        left_out: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.about, self.config, self.validation, self.left_out = about, config, validation, left_out
+        self.matrix = ConfusionMatrix(about.labels)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["about"] = self.about.to_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        now = self.about.to_dict()
+        former = checkpoint.get("about", now)
+        if changed := [f"{name} was {former[name]}, is {now[name]}" for name in now if former[name] != now[name]]:
+            raise UsageError(f"the run to go on with was another: {'; '.join(changed)}")
+
+    def on_train_batch_start(self, _: object, batch_idx: int) -> None:
+        # A run that was resumed draws what it would have drawn. Not once an epoch: after its start Lightning draws a
+        # number for the loader, but not in the first epoch of a run, resumed or not.
+        torch.manual_seed(hash((self.config.seed, self.current_epoch, batch_idx, self.global_rank)) % 2**63)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+        pixels, target = batch
+        config = self.config
+        output = self.network(pixels.contiguous(memory_format=torch.channels_last))
+        with torch.autocast(self.device.type, enabled=False):  # sums over a batch's pixels need float32
+            terms = d2ls_loss(
+                output,
+                target,
+                ignore_index=self.about.labels.ignore_index,
+                static_weight=config.static_weight,
+                dynamic_weight=config.dynamic_weight,
+                contrastive_weight=config.contrastive_weight,
+                static_dice=config.static_dice,
+            )
+        logged = {f"train/{name}": value.detach() for name, value in terms.items()}
+        logged["train/learning_rate"] = self.trainer.optimizers[0].param_groups[-1]["lr"]
+        self.log_dict(logged, on_step=False, on_epoch=True, sync_dist=True)
+        return terms["total"]
+
+    def on_validation_epoch_start(self) -> None:
+        self.matrix = ConfusionMatrix(self.about.labels)
+
+    def validation_step(self, index: int, _: int) -> None:
+        segmenter = D2LSSegmenter(
+            self.network,
+            self.about,
+            name="",
+            sha256="",
+            device=str(self.device),
+            precision="bfloat16" if "bf16" in str(self.trainer.precision) else "float32",
+        )
+        self.matrix.images += evaluate(segmenter, [self.validation[index]]).full.images
+
+    def on_validation_epoch_end(self) -> None:
+        scores = self.matrix.scores()
+        for name in ("iou", "f1"):
+            self.log(f"val/mean_{name}", 100 * float(scores.mean(name, without=self.left_out)), sync_dist=True)
+        self.log("val/overall_accuracy", 100 * float(scores.overall_accuracy), sync_dist=True)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        config = self.config
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+            parameter_groups(self.network, config), weight_decay=config.weight_decay
+        )
+        if config.lookahead:
+            optimizer = Lookahead(optimizer)  # type: ignore[no-untyped-call]
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, steps, config))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def parameter_groups(network: D2LS, config: TrainConfig) -> list[dict[str, Any]]:
+    """The backbone and the rest, each with its own learning rate."""
+    backbone: nn.Module = network.encoder.backbone
+    known = {id(parameter) for parameter in backbone.parameters()}
+    return [
+        {"params": list(backbone.parameters()), "lr": config.learning_rate * config.backbone_rate},
+        {"params": [p for p in network.parameters() if id(p) not in known], "lr": config.learning_rate},
+    ]
+
+
+def rate_factor(step: int, steps: int, config: TrainConfig) -> float:
+    """What the learning rate is times: linear warm-up, then half a cosine down to the final rate."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    progress = min(1.0, (step - config.warmup_steps) / max(1, steps - config.warmup_steps))
+    low = config.final_learning_rate / config.learning_rate
+    return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress))

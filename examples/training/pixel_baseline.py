@@ -1,0 +1,49 @@
+"""Gradient boosting on single pixels: what the bands tell without their surroundings. Needs scikit-learn.
+
+python examples/training/pixel_baseline.py cloud --root DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from sklearn.ensemble import HistGradientBoostingClassifier
+
+from d2ls_infer.datasets import find_dataset
+from d2ls_infer.labels import NODATA
+from d2ls_infer.metrics import ConfusionMatrix
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset")
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--pixels", type=int, default=20_000, help="drawn from each training image")
+    arguments = parser.parse_args()
+    dataset = find_dataset(arguments.dataset)
+
+    rng = np.random.default_rng(42)
+    features, truth = [], []
+    for image in dataset.images(arguments.root, "train"):
+        pixels, mask = image.read()
+        labelled = np.flatnonzero(mask != NODATA)
+        chosen = rng.choice(labelled, min(arguments.pixels, len(labelled)), replace=False)
+        features.append(pixels.reshape(len(pixels), -1)[:, chosen].T)
+        truth.append(mask.ravel()[chosen])
+    model = HistGradientBoostingClassifier(max_iter=300, early_stopping=False, random_state=42)
+    model.fit(np.concatenate(features), np.concatenate(truth))
+
+    matrix = ConfusionMatrix(dataset.labels)
+    for image in dataset.images(arguments.root, "val"):
+        pixels, mask = image.read()
+        matrix.add(mask, model.predict(pixels.reshape(len(pixels), -1).T).astype(np.uint8).reshape(mask.shape))
+    scores = matrix.scores()
+    print(f"mIoU {100 * scores.mean('iou'):.1f} %, overall accuracy {100 * scores.overall_accuracy:.1f} %")
+    for name, iou in zip(dataset.labels.names, scores.iou, strict=True):
+        print(f"{name}: IoU {100 * iou:.1f} %")
+
+
+if __name__ == "__main__":
+    main()
