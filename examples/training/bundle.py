@@ -104,8 +104,8 @@ MODELS = {
         imagery="LoveDA (0.3 m), started from the model naip-rgb",
         trained_on="22 images and 3 crops, nearly all rural, and 26 low-resolution pairs",
         and_on="images 20 to 27 and 2996",
-        measured_on="images 20 to 27 and 2996",
-        note="a preview, trained on 34 labelled images and crops of LoveDA, nearly all rural, and 26 pairs of low resolution",
+        measured_on="9 images",
+        note="a preview, trained on 34 labelled images and crops, nearly all rural, and 26 pairs of low resolution",
     ),
 }
 
@@ -121,7 +121,7 @@ def main() -> None:
     source = arguments.shipped or arguments.measured
     described = read_description(source)
     trained_on = f"{about.trained_on}, then with {about.and_on} too" if arguments.shipped else about.trained_on
-    note = " before they were trained on" if arguments.shipped else ""
+    note = ", at first held out" if arguments.shipped else ""
     description = replace(
         described,
         license=about.license,

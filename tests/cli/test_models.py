@@ -166,7 +166,7 @@ def test_path_of_a_bundled_model_is_printed_alone() -> None:
 
 @pytest.mark.parametrize("command", ["show", "path", "verify", "download"])
 def test_unknown_name_is_told_with_the_nearest(command: str) -> None:
-    refused(models(command, "naipp"), 2, "unknown model 'naipp'", "did you mean naip?")
+    refused(models(command, "naipp"), 2, "unknown model 'naipp'", "did you mean naip")
 
 
 def test_model_without_weights_is_told(tmp_path: Path) -> None:
