@@ -31,7 +31,7 @@ def models(context: click.Context, manifest: Path | None, as_json: bool) -> None
     if as_json:
         click.echo(json.dumps([described(entry) for entry in entries], indent=2))
         return
-    header = ["model", "classes", "bands", "GSD", "size", "licence", "where", "measured"]
+    header = ["model", "classes", "bands", "GSD", "size", "source", "licence", "where", "measured"]
     click.echo(table(header, [row(entry) for entry in entries]))
     for entry in entries:
         if entry.unpublished:
@@ -43,7 +43,7 @@ def row(entry: WeightsEntry) -> list[str]:
     description = entry.description
     names = "/".join((entry.name, *entry.aliases))
     if description is None or entry.size is None:
-        return [names, "-", "-", "-", "-", "-", where(entry)[0], "-"]
+        return [names, *"------", where(entry)[0], "-"]
     metric = description.metrics[0] if description.metrics else None
     return [
         names,
@@ -51,10 +51,18 @@ def row(entry: WeightsEntry) -> list[str]:
         ", ".join(description.bands),
         f"{description.gsd_m:g} m" if description.gsd_m else "any",
         f"{entry.size / 1e6:.1f} MB",
+        source(entry),
         description.license,
         where(entry)[0],
         f"{metric.name} {metric.value:.1f} % ({metric.split})" if metric else "-",
     ]
+
+
+def source(entry: WeightsEntry) -> str:
+    """Where a model's file comes from: the package, a repository of the hub, or beside a manifest of one's own."""
+    if entry.hub is not None:
+        return entry.hub.repo
+    return "package" if entry.folder is None else "own file"
 
 
 def where(entry: WeightsEntry) -> tuple[str, Path | None]:

@@ -23,6 +23,7 @@ from torch import Tensor
 from d2ls_infer.datasets import Dataset, LabelledImage
 from d2ls_infer.errors import D2LSError, MissingFileError, OutputExistsError, UsageError
 from d2ls_infer.evaluate import evaluate
+from d2ls_infer.licence import spdx_of
 from d2ls_infer.manifest import Metric, ModelDescription
 from d2ls_infer.nn import D2LS, D2LSConfig, weights_of
 from d2ls_infer.predict import load_model
@@ -299,7 +300,7 @@ def describe(
         std=std,
         gsd_m=dataset.gsd_m,
         metrics=(),
-        license=dataset.terms or "unknown",
+        license=spdx_of(dataset.terms) or dataset.terms or "unknown",
         training_data=f"{dataset.name}, {len(pool)} images",
         source=f"d2ls train, {config.epochs} epochs; {origin}",
     )
