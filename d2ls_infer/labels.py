@@ -53,8 +53,7 @@ class LabelMap:
     def to_list(self) -> list[dict[str, Any]]:
         """[{"name": ..., "color": "#rrggbb"}, ...] in index order."""
         return [
-            {"name": name, "color": "#{:02x}{:02x}{:02x}".format(*color)}
-            for name, color in zip(self.names, self.colors, strict=True)
+            {"name": name, "color": format_color(color)} for name, color in zip(self.names, self.colors, strict=True)
         ]
 
     @classmethod
@@ -68,6 +67,11 @@ class LabelMap:
             wanted = '{"name": ..., "color": "#rrggbb"}'
             raise UsageError(f"labels are a list of {wanted}, got {shortened(items)}") from error
         return cls(tuple(name for name, _ in pairs), tuple(color for _, color in pairs), ignore_index)
+
+
+def format_color(color: Color) -> str:
+    """(red, green, blue) -> "#rrggbb"."""
+    return "#{:02x}{:02x}{:02x}".format(*color)
 
 
 def parse_color(text: str) -> Color:

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from d2ls_infer.labels import LabelMap
+from d2ls_infer.labels import LabelMap, format_color
 from d2ls_infer.outputs.areas import ClassArea, ConfidenceTally
 from d2ls_infer.outputs.pictures import in_colors
 from d2ls_infer.outputs.stac import TITLES
-from d2ls_infer.raster import Scene, png_bytes
-from d2ls_infer.raster.footprint import crs_name, footprint, jpeg_bytes
+from d2ls_infer.raster import Scene, jpeg_bytes, png_bytes
+from d2ls_infer.raster.footprint import crs_name, footprint
 
 LIBRARIES = ("torch", "timm", "rasterio", "numpy")
 
@@ -58,7 +58,7 @@ class Page:
             map="data:image/png;base64," + encoded(png_bytes(in_colors(self.classes, self.labels))),
             height=self.scene.height,
             width=self.scene.width,
-            colors=["#{:02x}{:02x}{:02x}".format(*color) for color in self.labels.colors],
+            colors=[format_color(color) for color in self.labels.colors],
             areas=self.areas,
             unit=unit,
             size_m2=size_m2,

@@ -2,7 +2,7 @@
 
 from d2ls_infer.raster.bands import contradicts, parse_bands
 from d2ls_infer.raster.cut import Cut
-from d2ls_infer.raster.dataset import png_bytes, read_array
+from d2ls_infer.raster.dataset import jpeg_bytes, png_bytes, read_array
 from d2ls_infer.raster.resampled import ResampledScene
 from d2ls_infer.raster.scale import Scale, parse_scale
 from d2ls_infer.raster.scene import Scene, parse_nodata
@@ -19,6 +19,7 @@ __all__ = [
     "contradicts",
     "find_scenes",
     "home_of",
+    "jpeg_bytes",
     "parse_bands",
     "parse_nodata",
     "parse_scale",

@@ -141,11 +141,21 @@ def read_array(path: str | Path) -> np.ndarray:
 
 
 def png_bytes(picture: np.ndarray) -> bytes:
-    """A (1 or 3, h, w) uint8 picture as the bytes of a PNG file."""
+    """A (1, 3 or 4, h, w) uint8 picture as the bytes of a PNG file."""
+    return encoded(picture, driver="PNG")
+
+
+def jpeg_bytes(picture: np.ndarray, quality: int = 85) -> bytes:
+    """A (3, h, w) uint8 picture as the bytes of a JPEG file."""
+    return encoded(picture, driver="JPEG", quality=quality)
+
+
+def encoded(picture: np.ndarray, **profile: Any) -> bytes:
+    """A uint8 picture as the bytes of a file of GDAL's."""
     bands, height, width = picture.shape
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with MemoryFile() as memory:
-            with memory.open(driver="PNG", dtype="uint8", count=bands, height=height, width=width) as dataset:
+            with memory.open(dtype="uint8", count=bands, height=height, width=width, **profile) as dataset:
                 dataset.write(picture)
             return bytes(memory.read())

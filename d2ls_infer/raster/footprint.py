@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from rasterio import warp
 from rasterio.errors import RasterioError
-from rasterio.io import MemoryFile
 from rasterio.transform import from_gcps
 
+from d2ls_infer.raster.ground import is_placed
 from d2ls_infer.raster.scene import Scene
 
 EDGE_POINTS = 8
@@ -34,7 +34,7 @@ def footprint(scene: Scene) -> Footprint | None:
     points, points_crs = scene.gcps
     if points and points_crs:
         crs, transform = points_crs, from_gcps(points)
-    if not crs or transform.is_identity or not (crs.is_projected or crs.is_geographic):
+    if not is_placed(crs, transform):
         return None
     along = np.linspace(0, 1, EDGE_POINTS, endpoint=False)
     corners = np.array([(0, 0), (0, 1), (1, 1), (1, 0), (0, 0)])  # columns, rows: counter-clockwise where north is up
@@ -113,15 +113,3 @@ def crs_name(scene: Scene) -> str:
     code = scene.crs.to_epsg()
     words = scene.crs.to_wkt().split('"')
     return (words[1] if len(words) > 1 else "unnamed") + (f" (EPSG:{code})" if code else "")
-
-
-def jpeg_bytes(picture: np.ndarray, quality: int = 85) -> bytes:
-    """A (3, h, w) uint8 picture as the bytes of a JPEG file."""
-    bands, height, width = picture.shape
-    profile = {"driver": "JPEG", "dtype": "uint8", "count": bands, "height": height, "width": width, "quality": quality}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with MemoryFile() as memory:
-            with memory.open(**profile) as dataset:
-                dataset.write(picture)
-            return bytes(memory.read())

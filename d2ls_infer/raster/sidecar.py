@@ -7,7 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
-from d2ls_infer.labels import NODATA, LabelMap
+from d2ls_infer.labels import NODATA, LabelMap, format_color
 
 INTEGER, STRING = 0, 2
 """Types of a column of a raster attribute table: GDALRATFieldType."""
@@ -70,8 +70,7 @@ def qgis_style(labels: LabelMap) -> bytes:
     SubElement(renderer, "rasterTransparency")
     palette = SubElement(renderer, "colorPalette")
     for value, (name, color) in enumerate(zip(labels.names, labels.colors, strict=True)):
-        code = "#{:02x}{:02x}{:02x}".format(*color)
-        SubElement(palette, "paletteEntry", value=str(value), color=code, alpha="255", label=name)
+        SubElement(palette, "paletteEntry", value=str(value), color=format_color(color), alpha="255", label=name)
     SubElement(palette, "paletteEntry", value=str(NODATA), color="#000000", alpha="0", label="no data")
     SubElement(pipe, "rasterresampler", maxOversampling="2")
     SubElement(root, "blendMode").text = "0"
