@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from d2ls_infer.batch import FailedScene, predict_many
     from d2ls_infer.nn import D2LS
     from d2ls_infer.outputs import ClassArea
     from d2ls_infer.predict import PredictResult, load_model, predict_raster
@@ -19,10 +20,12 @@ __all__ = [
     "D2LS",
     "ClassArea",
     "D2LSSegmenter",
+    "FailedScene",
     "PredictResult",
     "Segmenter",
     "__version__",
     "load_model",
+    "predict_many",
     "predict_raster",
 ]
 
@@ -30,6 +33,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in ("D2LSSegmenter", "Segmenter"):
         from d2ls_infer import segmenter as home
+    elif name in ("FailedScene", "predict_many"):
+        from d2ls_infer import batch as home  # type: ignore[no-redef]
     elif name == "D2LS":
         from d2ls_infer import nn as home  # type: ignore[no-redef]
     elif name in __all__:

@@ -7,31 +7,37 @@ import logging
 import operator
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from d2ls_infer import __version__
 from d2ls_infer.errors import UsageError
-from d2ls_infer.outputs import ClassArea, Finished, OutputOptions, Outputs, check_outputs
+from d2ls_infer.journal import Journal
+from d2ls_infer.memory import fitting_batch, parse_bytes, rows_bytes, sample
+from d2ls_infer.notices import warn_of_alpha, warn_of_bands, warn_of_clipping, warn_of_gsd, warn_of_type
+from d2ls_infer.outputs import AreaTally, ClassArea, Finished, OutputOptions, Outputs, check_outputs
 from d2ls_infer.raster import (
     Cut,
     ResampledScene,
     Scale,
     Scene,
-    contradicts,
     home_of,
+    map_rows,
     parse_bands,
     parse_nodata,
     parse_scale,
+    stamps,
+    was_made_of,
 )
 from d2ls_infer.segmenter import TTA, AugmentedSegmenter, D2LSSegmenter, Precision, Segmenter
-from d2ls_infer.tiling import WINDOWS, TileGrid, blend, parse_overlap
+from d2ls_infer.tiling import WINDOWS, Tile, TileGrid, blend, parse_overlap
 from d2ls_infer.weights import WeightsFile, find_weights, load_network, warn_of_terms
 
 log = logging.getLogger(__name__)
@@ -43,9 +49,6 @@ T = TypeVar("T")
 
 GSD_ROUNDING = 0.05
 """Pixels that are so little larger or smaller than asked for are left as they are: to resample them would only blur."""
-
-GSD_TOLERANCE = 1.5
-"""How many times larger or smaller than the model's a scene's pixels may be without a warning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +64,8 @@ class PredictOptions(OutputOptions):
 
     window, bbox with bbox_crs, or aoi: the part of the scene to map, see `Cut`. gsd: the ground sampling distance to
     read the scene at, metres or "auto" for the model's; the map is on the scene's own grid all the same. tta: test-time
-    augmentation, see `TTA`.
+    augmentation, see `TTA`. max_memory: bytes that the process may take, "2G": fewer tiles are scored at once, and what
+    does not fit is refused.
     """
 
     tile_size: int = 512
@@ -77,6 +81,7 @@ class PredictOptions(OutputOptions):
     aoi: str | Path | None = None
     gsd: float | str | None = None
     tta: str = "none"
+    max_memory: int | str | None = None
     cut: Cut = field(init=False)
 
     def __post_init__(self) -> None:
@@ -102,6 +107,8 @@ class PredictOptions(OutputOptions):
             object.__setattr__(self, "nodata", parse_nodata(self.nodata))
         if self.gsd is not None:
             object.__setattr__(self, "gsd", parse_gsd(self.gsd))
+        if self.max_memory is not None:
+            object.__setattr__(self, "max_memory", parse_bytes(self.max_memory))
         if self.tta not in TTA:
             raise UsageError(f"unknown test-time augmentation {self.tta!r}; known are {', '.join(TTA)}")
         object.__setattr__(self, "cut", Cut.of(self.window, self.bbox, self.bbox_crs, self.aoi))
@@ -150,7 +157,8 @@ class PredictResult:
 
     tiles: tiles of the grid; skipped: those without a valid pixel. seconds: by stage ("read", "score", "write") and in
     "total", which also holds the blending. clipped: share (0..1) of the values outside the value range or the scale.
-    files: what was written, by what it holds: "classes" (the output), "confidence", "vector", and so on.
+    files: what was written, by what it holds: "classes" (the output), "confidence", "vector", and so on. resumed_rows:
+    rows of the scene that an earlier run had finished; all of them where nothing was left to do.
     """
 
     source: str
@@ -161,6 +169,19 @@ class PredictResult:
     areas: tuple[ClassArea, ...]
     clipped: float
     files: dict[str, Path]
+    resumed_rows: int = 0
+
+    @property
+    def was_there(self) -> bool:
+        """Whether an earlier run had made everything."""
+        return self.tiles == 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        return asdict(self) | {
+            "output": str(self.output),
+            "files": {name: str(path) for name, path in self.files.items()},
+        }
 
 
 def load_model(
@@ -221,6 +242,7 @@ def predict_raster(
     output: str | Path | None = None,
     *,
     overwrite: bool = False,
+    resume: bool = False,
     progress: Progress | None = None,
     **options: Any,
 ) -> PredictResult:
@@ -231,88 +253,207 @@ def predict_raster(
     them: `confidence=True`, `vector=".gpkg"`, `report="page.html"`. Memory depends on the raster's width, not on its
     height.
 
+    A run that stops early leaves no half-written output, but a journal of its finished rows beside it. `resume` goes on
+    there, and the result is the same to the last byte; files that an earlier run has finished are left as they are. A
+    segmenter without `sha256`, which says what it is, has no journal, and its maps are not taken for finished.
+
     Raises UsageError (also a ValueError) for what makes no sense, OutputExistsError, MissingFileError, and RasterError
-    (also an OSError) where reading or writing fails. Whatever happens, no half-written output is left.
+    (also an OSError) where reading or writing fails.
     """
     settings = PredictOptions(**options)
+    with prepared(model, source, output, settings, overwrite=overwrite or resume) as job:
+        tags = provenance(job, settings)
+        identified = bool(getattr(job.segmenter, "sha256", ""))
+        if resume and not overwrite:
+            if identified and (found := finished_before(job, settings, tags)):
+                return found
+            check_outputs(job.output, settings, source=str(source), overwrite=False)
+        job.warn(settings)
+        settings = replace(settings, batch_size=choose_batch(job, settings))
+        log.info(
+            "%s: %d x %d pixels, %d tiles, %d at once, on %s",
+            source, job.scene.width, job.scene.height, len(job.grid), settings.batch_size, job.device,
+        )  # fmt: skip
+        with ExitStack() as stack:
+            journal = None
+            if identified:
+                key = run_key(job, settings)
+                journal = stack.enter_context(Journal(job.output, key, height=job.scene.height, resume=resume))
+            outputs = Outputs(
+                job.output,
+                settings,
+                scene=job.scene,
+                labels=job.segmenter.labels,
+                name=job.name,
+                tags=tags,
+                grid=job.grid,
+                bands=tuple(job.segmenter.bands),
+                overwrite=overwrite,
+            )
+            return map_scene(job, stack.enter_context(outputs), settings, journal, progress)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model and a scene that were checked and opened. view: the scene, as the segmenter sees it; grid: its tiles."""
+
+    segmenter: Any  # a `Segmenter`, with what else it may have
+    name: str
+    scene: Scene
+    view: Scene | ResampledScene
+    grid: TileGrid
+    output: Path
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(getattr(self.segmenter, "device", "cpu"))
+
+    @property
+    def precision(self) -> str:
+        return str(getattr(self.segmenter, "dtype", "")).removeprefix("torch.")
+
+    def warn(self, options: PredictOptions) -> None:
+        """Say what the user should know before the map is trusted."""
+        warn_of_type(self.scene)
+        warn_of_bands(self.scene, self.segmenter.bands, chosen=options.bands is not None)
+        warn_of_alpha(self.scene)
+        if options.gsd is None:
+            warn_of_gsd(self.scene, getattr(self.segmenter, "gsd_m", None))
+
+
+@contextmanager
+def prepared(
+    model: Segmenter | str | Path,
+    source: str | Path,
+    output: str | Path | None,
+    options: PredictOptions,
+    *,
+    overwrite: bool,
+) -> Iterator[Job]:
+    """Everything that can go wrong before the first tile, the cheap first: names, scene, outputs, then the weights."""
     weights = find_weights(model) if isinstance(model, str | Path) else None
     known: Any = model if weights is None else weights.description
     name = str(getattr(model, "name", type(model).__name__)) if weights is None else weights.name
     if output is None or Path(output).is_dir():
         output = default_output(source, name, Path(output) if output else None)
     output = Path(output)
-    check_outputs(output, settings, source=str(source), overwrite=overwrite)
-    with settings.open(source, bands=known.bands, value_range=getattr(known, "value_range", None)) as scene:
-        view = settings.seen(scene, getattr(known, "gsd_m", None))
-        grid = TileGrid(view.height, view.width, settings.tile_size, settings.overlap_px)
+    check_outputs(output, options, source=str(source), overwrite=overwrite)
+    with options.open(source, bands=known.bands, value_range=getattr(known, "value_range", None)) as scene:
+        view = options.seen(scene, getattr(known, "gsd_m", None))
+        grid = TileGrid(view.height, view.width, options.tile_size, options.overlap_px)
         classes = len(known.labels)
-        check_outputs(output, settings, source=str(source), overwrite=overwrite, scene=scene, classes=classes)
+        check_outputs(output, options, source=str(source), overwrite=overwrite, scene=scene, classes=classes)
         segmenter: Any = model if weights is None else load_segmenter(weights)
-        segmenter = segmenter if settings.tta == "none" else AugmentedSegmenter(segmenter, settings.tta)
-        warn_of_type(scene)
-        warn_of_bands(scene, segmenter.bands, chosen=settings.bands is not None)
-        warn_of_alpha(scene)
-        if settings.gsd is None:
-            warn_of_gsd(scene, getattr(segmenter, "gsd_m", None))
-        with Outputs(
-            output,
-            settings,
-            scene=scene,
-            labels=segmenter.labels,
-            name=name,
-            tags=provenance(segmenter, name, scene, settings),
-            grid=grid,
-            bands=tuple(segmenter.bands),
-            overwrite=overwrite,
-        ) as outputs:
-            return map_scene(segmenter, scene, view, grid, outputs, settings, progress)
+        segmenter = segmenter if options.tta == "none" else AugmentedSegmenter(segmenter, options.tta)
+        yield Job(segmenter, name, scene, view, grid, output)
 
 
 def map_scene(
-    segmenter: Segmenter,
-    scene: Scene,
-    view: Scene | ResampledScene,
-    grid: TileGrid,
-    outputs: Outputs,
-    options: PredictOptions,
-    progress: Progress | None,
+    job: Job, outputs: Outputs, options: PredictOptions, journal: Journal | None, progress: Progress | None
 ) -> PredictResult:
-    """The loop itself. view: the scene, as the segmenter sees it; grid: its tiles."""
-    device = getattr(segmenter, "device", "cpu")
+    """The loop itself."""
+    scene, view, grid = job.scene, job.view, job.grid
     watch = Stopwatch()
-    scored = 0
+    known = journal.rows if journal else 0  # rows that an earlier run has finished
+    empty = 0
 
     def score(batch: Tensor) -> Tensor:
-        nonlocal scored
-        scored += len(batch)
         with watch("score"):
-            return segmenter.score(batch)
+            scores: Tensor = job.segmenter.score(batch)
+            return scores
+
+    def read() -> Iterator[tuple[Tile, tuple[np.ndarray, np.ndarray]]]:
+        nonlocal empty
+        # All of it, also what is known: pictures and counts want the pixels, and reading takes little time.
+        for tile, (values, valid) in outputs.seeing(counted(watch.each("read", view.tiles(grid)), len(grid), progress)):
+            empty += not valid.any()
+            yield tile, (values, valid)
 
     blended = blend(
         score,
-        outputs.seeing(counted(watch.each("read", view.tiles(grid)), len(grid), progress)),
+        read(),
         grid,
-        channels=len(segmenter.labels),
+        channels=len(job.segmenter.labels),
         window=options.blend,
-        batch_size=options.batch_size or (1 if str(device) == "cpu" else 8),
-        device=device,
+        batch_size=options.batch_size or 1,
+        device=job.device,
         disagreement=options.disagreement,
+        first_row=view.needed(known),
     )
-    for rows in view.restored(blended):
+    for rows in view.restored(blended, first_row=known):
         with watch("write"):
-            outputs.add(Finished(rows))
+            if journal and rows.first < known:
+                outputs.add(journal.at(rows.first))
+                continue
+            finished = Finished(rows)
+            outputs.add(finished)
+            if journal:
+                journal.add(finished)
     warn_of_clipping(scene)
-    outputs.notes |= {"tiles": len(grid), "skipped": len(grid) - scored, "seconds": watch.total()}
+    outputs.notes |= {"tiles": len(grid), "skipped": empty, "seconds": watch.total()}
     return PredictResult(
         source=scene.path,
         output=outputs.path,
         tiles=len(grid),
-        skipped=len(grid) - scored,
+        skipped=empty,
         seconds={**watch.seconds, "total": watch.total()},
         areas=outputs.tally.result(),
         clipped=scene.clipped_share,
         files=outputs.files,
+        resumed_rows=known,
     )
+
+
+def finished_before(job: Job, options: PredictOptions, tags: Mapping[str, str]) -> PredictResult | None:
+    """What an earlier run has made, if all of it is there, of the same scene, model, options and version."""
+    files = options.files(job.output)
+    if not (all(file.exists() for file in files.values()) and was_made_of(job.output, job.scene, tags)):
+        return None
+    tally = AreaTally(job.scene, job.segmenter.labels)
+    for first, rows in map_rows(job.output):
+        tally.add(Finished.of(first, {"labels": rows}))
+    return PredictResult(
+        source=job.scene.path,
+        output=job.output,
+        tiles=0,
+        skipped=0,
+        seconds={"read": 0.0, "score": 0.0, "write": 0.0, "total": 0.0},
+        areas=tally.result(),
+        clipped=0.0,
+        files=files,
+        resumed_rows=job.scene.height,
+    )
+
+
+def choose_batch(job: Job, options: PredictOptions) -> int:
+    """How many tiles to score at once: what was asked for, fewer where memory is limited."""
+    wanted = options.batch_size or (1 if job.device.type == "cpu" else 8)
+    if options.max_memory is None:
+        return wanted
+    batch = sample(job.grid, len(job.segmenter.bands), wanted)
+    return fitting_batch(job.segmenter.score, batch, int(options.max_memory), rows_memory(job, options))
+
+
+def rows_memory(job: Job, options: PredictOptions) -> int:
+    """Bytes that everything but the network takes while a scene is mapped."""
+    classes = len(job.segmenter.labels)
+    return rows_bytes(
+        job.grid, job.scene, classes=classes, disagreement=options.disagreement, layers=options.layers(classes)
+    )
+
+
+def run_key(job: Job, options: PredictOptions) -> dict[str, Any]:
+    """All that a map's bytes depend on, but for the number of threads."""
+    about = {field.name: str(getattr(options, field.name)) for field in fields(options)}
+    del about["cut"], about["max_memory"]  # what comes of them is told by others
+    return {
+        "scene": [stamps(job.scene, options.aoi), job.scene.width, job.scene.height],
+        "weights": job.segmenter.sha256,
+        "options": about,
+        "device": job.device.type,
+        "precision": job.precision,
+        "version": [__version__, torch.__version__],
+    }
 
 
 class Stopwatch:
@@ -351,15 +492,16 @@ def counted(items: Iterable[T], total: int, progress: Progress | None) -> Iterat
             progress(index + 1, total)
 
 
-def provenance(segmenter: Segmenter, name: str, scene: Scene, options: PredictOptions) -> dict[str, str]:
+def provenance(job: Job, options: PredictOptions) -> dict[str, str]:
     """The tags that say how a map was made."""
+    segmenter, scene = job.segmenter, job.scene
     settings: dict[str, Any] = {
         "tile_size": options.tile_size,
         "overlap_px": options.overlap_px,
         "blend": options.blend,
         "bands": dict(zip(segmenter.bands, scene.bands, strict=True)),
         "scale": str(options.scale) if options.scale else None,
-        "precision": str(getattr(segmenter, "dtype", "")).removeprefix("torch."),
+        "precision": job.precision,
     }
     if options.cut != Cut():
         part = scene.part
@@ -372,67 +514,10 @@ def provenance(segmenter: Segmenter, name: str, scene: Scene, options: PredictOp
     if options.tta != "none":
         settings["tta"] = options.tta
     return {
-        "D2LS_MODEL": name,
+        "D2LS_MODEL": job.name,
         "D2LS_WEIGHTS_SHA256": str(getattr(segmenter, "sha256", "")),
         **({"D2LS_WEIGHTS": reference} if (reference := str(getattr(segmenter, "reference", ""))) else {}),
         "D2LS_VERSION": __version__,
         "D2LS_OPTIONS": json.dumps(settings),
         "TIFFTAG_SOFTWARE": f"d2ls-infer {__version__}",
     }
-
-
-def warn_of_type(scene: Scene) -> None:
-    """Say it when values of a wider type are read on the model's own range, which is right only if they are on it."""
-    if not scene.as_it_is and scene.value_range is not None and scene.scale is None and scene.band_units is None:
-        low, high = scene.value_range
-        log.warning(
-            "%s holds %s values; they are taken on the model's range %g to %g as they are. "
-            "If they are on another, give --scale MIN,MAX or --scale p2,p98",
-            scene.path, scene.dtype, low, high,
-        )  # fmt: skip
-
-
-def warn_of_bands(scene: Scene, names: Sequence[str], *, chosen: bool) -> None:
-    """Say it when nobody chose the bands and the file marks one as another colour than the model takes it for."""
-    wrong = [
-        f"band {band} is marked {mark} and taken as {name}"
-        for band, mark, name in zip(scene.bands, scene.band_marks(), names, strict=True)
-        if not chosen and contradicts(mark, name)
-    ]
-    if wrong:
-        log.warning(
-            "%s: %s. That is right for false-colour images; else say which is which by --bands",
-            scene.path, "; ".join(wrong),
-        )  # fmt: skip
-
-
-def warn_of_alpha(scene: Scene) -> None:
-    """Say it when a band that the file calls alpha is not taken as a mask."""
-    if bands := scene.not_alpha:
-        log.warning(
-            "%s: band %s is marked alpha, but holds an image and not what is transparent; it masks nothing",
-            scene.path, ", ".join(map(str, bands)),
-        )  # fmt: skip
-
-
-def warn_of_gsd(scene: Scene, gsd_m: float | None) -> None:
-    """Say it when the scene's pixels are far from the size that the model was trained at."""
-    if gsd_m is None or (areas := scene.row_areas_m2()) is None:
-        return
-    pixel_m = float(np.median(areas)) ** 0.5
-    if not 1 / GSD_TOLERANCE <= pixel_m / gsd_m <= GSD_TOLERANCE:
-        log.warning(
-            "%s has pixels of %.3g m, the model was trained at %.3g m: objects look to it %.3g times too %s; "
-            "--gsd auto reads the scene at the model's distance",
-            scene.path, pixel_m, gsd_m, max(pixel_m / gsd_m, gsd_m / pixel_m), "small" if pixel_m > gsd_m else "large",
-        )  # fmt: skip
-
-
-def warn_of_clipping(scene: Scene) -> None:
-    """Say it when much lay outside the range, other than by a stretch between percentiles, which clips by intent."""
-    if scene.clipped_share > 0.05 and (scene.scale is None or scene.scale.kind == "values"):
-        log.warning(
-            "%s: %.0f %% of the values lie outside the range and were clipped; the map may mean little. "
-            "Give --scale MIN,MAX or --scale p2,p98",
-            scene.path, 100 * scene.clipped_share,
-        )  # fmt: skip

@@ -13,8 +13,13 @@ from d2ls_infer.cli.evaluate import evaluate
 from d2ls_infer.cli.models import models
 from d2ls_infer.cli.predict import predict
 from d2ls_infer.cli.publish import publish
+from d2ls_infer.cli.results import one_line
+from d2ls_infer.cli.seams import seams
 from d2ls_infer.cli.train import train
 from d2ls_infer.errors import D2LSError
+
+INTERRUPTED = 130
+"""What shells take for a command that was stopped by Ctrl+C."""
 
 
 class D2LSGroup(click.Group):
@@ -24,8 +29,11 @@ class D2LSGroup(click.Group):
         try:
             return super().invoke(ctx)
         except D2LSError as error:
-            click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+            click.echo(f"Error: {one_line(error)}", err=True)
             ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("Error: stopped", err=True)
+            ctx.exit(INTERRUPTED)
 
 
 @click.group(
@@ -43,6 +51,7 @@ def main() -> None:
 
 main.add_command(predict)
 main.add_command(evaluate)
+main.add_command(seams)
 main.add_command(train)
 main.add_command(models)
 main.add_command(convert)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     "--submission", type=click.Path(path_type=Path), help="Folder for the maps, as the test servers take them."
 )
 @options.overwrite
+@options.log_level
 @options.quiet
 def evaluate(
     dataset: str,

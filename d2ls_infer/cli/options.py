@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,6 +107,15 @@ def outputs(command: Command) -> Command:
     return command
 
 
+def set_log_level(context: click.Context, option: click.Parameter, value: str) -> None:
+    """What is said on standard error: all that is at least so important."""
+    logging.getLogger().setLevel(value.upper())
+
+
+log_level = click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="warning", show_default=True,
+    callback=set_log_level, expose_value=False, help="What is said on standard error.",
+)  # fmt: skip
 quiet = click.option("-q", "--quiet", is_flag=True, help="No progress.")
 overwrite = click.option("-f", "--overwrite", is_flag=True, help="Replace an output that exists.")
 device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from d2ls_infer.cli import options
+from d2ls_infer.cli.results import show
 from d2ls_infer.errors import UsageError
 
 if TYPE_CHECKING:
+    from d2ls_infer.batch import FailedScene
+    from d2ls_infer.plan import Plan
     from d2ls_infer.predict import PredictResult
 
 
@@ -46,6 +52,16 @@ if TYPE_CHECKING:
 @click.option("--asset", metavar="NAME", help="Of a STAC item: the asset to map.")
 @options.outputs
 @options.overwrite
+@click.option(
+    "--resume", is_flag=True,
+    help="Go on where a run with the same options was stopped; maps that are finished are left as they are.",
+)  # fmt: skip
+@click.option(
+    "--max-memory", metavar="SIZE", help="What the process may take, such as 4G; what does not fit is refused."
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and what it would take; write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="A line of JSON for each scene, in place of tables.")
+@options.log_level
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar and no table.")
 def predict(
     scenes: tuple[str, ...],
@@ -70,6 +86,10 @@ def predict(
     tta: str,
     asset: str | None,
     overwrite: bool,
+    resume: bool,
+    max_memory: str | None,
+    dry_run: bool,
+    as_json: bool,
     quiet: bool,
     **products: Any,
 ) -> None:
@@ -86,55 +106,32 @@ def predict(
     # Before torch is loaded: a misspelt name is told at once.
     weights = find_weights(model, offline=offline, manifest=manifest)
 
-    from d2ls_infer.outputs import check_outputs
-    from d2ls_infer.predict import PredictOptions, default_output, load_segmenter, predict_raster
+    from d2ls_infer.batch import plan_many, predict_many
+    from d2ls_infer.predict import load_segmenter
     from d2ls_infer.raster import find_scenes
 
     settings: dict[str, Any] = {
         "tile_size": tile_size, "overlap": overlap, "blend": blend, "batch_size": batch_size,
         "bands": bands, "scale": scale, "nodata": nodata, "window": window, "bbox": bbox, "bbox_crs": bbox_crs,
-        "aoi": aoi, "gsd": gsd, "tta": tta, **products,
+        "aoi": aoi, "gsd": gsd, "tta": tta, "max_memory": max_memory, **products,
     }  # fmt: skip
-    plan = PredictOptions(**settings)
-    scenes = tuple(find_scenes(scenes, asset=asset))
+    sources = find_scenes(scenes, asset=asset)
+    # As Ctrl+C: what is done is kept.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     output = Path(output_text) if output_text else None
     if output_text and output_text.endswith(("/", os.sep)) and not Path(output_text).is_dir():
         raise UsageError(f"no such folder: {output_text}")
-    folder = output if output is not None and output.is_dir() else None
-    if output is not None and folder is None and output.suffix.lower() not in (".tif", ".tiff"):
+    if output is not None and not output.is_dir() and output.suffix.lower() not in (".tif", ".tiff"):
         raise UsageError(f"{output} is no folder, and a map is a GeoTIFF: name it .tif, or make the folder first")
-    if len(scenes) > 1 and output is not None and folder is None:
-        raise UsageError(f"{len(scenes)} scenes, but one output: {output} is not a folder")
-    outputs = [output if output and not folder else default_output(scene, weights.name, folder) for scene in scenes]
-    files = [path for output in outputs for path in plan.files(output).values()]
-    places = [path.resolve() for path in files]
-    if twice := {str(path) for path, place in zip(files, places, strict=True) if places.count(place) > 1}:
-        raise UsageError(f"several scenes would be written to {', '.join(sorted(twice))}")
-    # What can be wrong with the last scene is said before the first one takes its hours.
-    for scene, path in zip(scenes, outputs, strict=True):
-        known = weights.description
-        with plan.open(scene, bands=known.bands, value_range=known.value_range) as opened:
-            plan.seen(opened, known.gsd_m)
-            classes = len(known.labels)
-            check_outputs(path, plan, source=scene, overwrite=overwrite, scene=opened, classes=classes)
-    segmenter = load_segmenter(weights, device=device, precision=precision)  # type: ignore[arg-type]
-    for scene, path in zip(scenes, outputs, strict=True):
-        with options.progress_bar(Path(scene).name, unit="tile", quiet=quiet) as bar:
-            result = predict_raster(segmenter, scene, path, overwrite=overwrite, progress=bar, **settings)
-        if not quiet:
-            click.echo(summary(result))
-
-
-def summary(result: PredictResult) -> str:
-    """Where the map is, how long it took, and the areas of its classes."""
-    total_m2 = sum(area.area_m2 or 0 for area in result.areas)
-    known = all(area.area_m2 is not None for area in result.areas)
-    unit, size_m2 = ("km2", 1e6) if total_m2 >= 1e7 else ("ha", 1e4)
-    rows = [
-        [area.name, f"{(area.area_m2 or 0) / size_m2:,.2f}" if known else f"{area.pixels:,}", f"{100 * area.share:.1f}"]
-        for area in result.areas
-    ]
-    skipped = f", {result.skipped} without valid pixels" if result.skipped else ""
-    others = [str(path) for name, path in result.files.items() if name != "classes"]
-    lines = [f"{result.output}  ({result.tiles} tiles{skipped}, {result.seconds['total']:.1f} s)", *others]
-    return "\n".join([*lines, options.table(["class", unit if known else "pixels", "%"], rows, right=(1, 2))])
+    common: dict[str, Any] = {
+        "overwrite": overwrite,
+        "load": partial(load_segmenter, device=device, precision=precision),  # type: ignore[arg-type]
+        **settings,
+    }
+    results: Iterator[PredictResult | Plan | FailedScene]
+    if dry_run:
+        results = plan_many(weights, sources, output, **common)
+    else:
+        follow = partial(options.progress_bar, unit="tile", quiet=quiet or as_json)
+        results = predict_many(weights, sources, output, resume=resume, follow=follow, **common)
+    show(results, len(sources), as_json=as_json, quiet=quiet)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import cached_property
 
 import numpy as np
@@ -20,6 +21,10 @@ SUM_TOLERANCE = 0.02
 """How far the scores of a pixel may sum up to another number than 1; half precision rounds each to a thousandth."""
 
 
+VALUES = ("labels", "confidence", "probabilities", "entropy", "disagreement")
+"""What can be asked of finished rows."""
+
+
 class Finished:
     """Rows of a scene that no later tile touches: what any output may want of them, worked out once, when asked for.
 
@@ -31,6 +36,19 @@ class Finished:
 
     def __init__(self, rows: Rows) -> None:
         self.first, self.rows = rows.first, rows
+
+    @classmethod
+    def of(cls, first: int, values: Mapping[str, np.ndarray]) -> Finished:
+        """What was worked out of rows by an earlier run, by name. They have no scores: nothing else can be asked."""
+        finished = cls.__new__(cls)
+        finished.first = first
+        vars(finished).update(values)
+        return finished
+
+    def values(self) -> dict[str, np.ndarray]:
+        """What was asked for so far, by name; the labels always."""
+        assert self.labels is not None
+        return {name: value for name, value in vars(self).items() if name in VALUES}
 
     @cached_property
     def labels(self) -> np.ndarray:

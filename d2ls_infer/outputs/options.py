@@ -55,6 +55,10 @@ class OutputOptions:
             if not (math.isfinite(value) and value > 0):
                 raise UsageError(f"{option} must be more than 0, got {value:g}")
 
+    def layers(self, classes: int) -> int:
+        """How many bands all rasters have together."""
+        return 1 + sum(classes if name == "probabilities" else 1 for name in RASTERS if getattr(self, name))
+
     def files(self, output: Path) -> dict[str, Path]:
         """Every file that is asked for, by what it holds; `classes` is the map itself. Raises UsageError for clashes.
 

@@ -261,5 +261,4 @@ def check_outputs(
     if scene is not None:
         if "vector" in files:
             check_place(scene, measured=bool(options.min_area_m2 or options.simplify_m))
-        bands = 1 + sum(classes if name == "probabilities" else 1 for name in RASTERS if name in files)
-        check_space(output.parent, bands * scene.height * scene.width)
+        check_space(output.parent, options.layers(classes) * scene.height * scene.width)

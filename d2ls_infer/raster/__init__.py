@@ -3,13 +3,15 @@
 from d2ls_infer.raster.bands import contradicts, parse_bands
 from d2ls_infer.raster.cut import Cut
 from d2ls_infer.raster.dataset import jpeg_bytes, png_bytes, read_array
+from d2ls_infer.raster.earlier import map_rows, stamps, was_made_of
 from d2ls_infer.raster.resampled import ResampledScene
 from d2ls_infer.raster.scale import Scale, parse_scale
-from d2ls_infer.raster.scene import Scene, parse_nodata
+from d2ls_infer.raster.scene import READ_BYTES, Scene, parse_nodata
 from d2ls_infer.raster.sources import find_scenes, home_of
 from d2ls_infer.raster.writer import RasterWriter, check_output
 
 __all__ = [
+    "READ_BYTES",
     "Cut",
     "RasterWriter",
     "ResampledScene",
@@ -20,9 +22,12 @@ __all__ = [
     "find_scenes",
     "home_of",
     "jpeg_bytes",
+    "map_rows",
     "parse_bands",
     "parse_nodata",
     "parse_scale",
     "png_bytes",
     "read_array",
+    "stamps",
+    "was_made_of",
 ]

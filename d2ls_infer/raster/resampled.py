@@ -66,8 +66,16 @@ class ResampledScene:
         made, known = self.sampler(torch.from_numpy(values), torch.from_numpy(valid), start, stop, first)
         return Pixels(torch.where(known, made, self.scene.fill).numpy(), known.numpy())
 
-    def restored(self, rows: Iterable[Rows]) -> Iterator[Rows]:
-        """Finished rows of a field on the resampled grid -> on the scene's own, covered where the scene is valid."""
+    def needed(self, row: int) -> int:
+        """The first row of the resampled grid that this row of the scene, or any below, is made of."""
+        back = Resampler((self.height, self.width), (self.scene.height, self.scene.width))
+        return back.needs(row, row + 1)[0] if row < self.scene.height else self.height
+
+    def restored(self, rows: Iterable[Rows], *, first_row: int = 0) -> Iterator[Rows]:
+        """Finished rows of a field on the resampled grid -> on the scene's own, covered where the scene is valid.
+
+        first_row: of the scene; the rows above come too, but need not mean anything.
+        """
         for part in resample_rows(rows, (self.height, self.width), (self.scene.height, self.scene.width)):
             valid = []
             for row in range(part.first, part.first + len(part.covered)):
@@ -75,5 +83,6 @@ class ResampledScene:
                 assert place == row, (place, row)
                 valid.append(np.unpackbits(bits, count=self.scene.width))
             covered = torch.from_numpy(np.stack(valid).astype(bool)).to(part.covered.device)
-            assert bool((part.covered | ~covered).all()), "a valid pixel that no tile covers"
+            known = part.first < first_row or bool((part.covered | ~covered).all())
+            assert known, "a valid pixel that no tile covers"
             yield part._replace(covered=covered)

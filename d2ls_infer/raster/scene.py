@@ -32,6 +32,9 @@ BYTE_SPAN = 255
 """A value range at least this wide counts stored numbers (0 to 255, reflectance times 10000), a narrower one is in
 physical units (reflectance from 0 to 1, decibels)."""
 
+READ_BYTES = 64 << 20
+"""What the rows that are read at a time may take as float64, in which they are scaled."""
+
 ROUNDING = 1e-6
 """So little beyond the end of a range, as a share of it, is no clipping."""
 
@@ -179,6 +182,14 @@ class Scene:
         """Metres on the ground from row to row and from column to column in the scene's middle, else None."""
         return ground.pixel_size_m(self.crs, self.transform, self.height, self.width)
 
+    def scaling(self) -> str:
+        """In words: which raw values go to the ends of the value range, "as they are" where they keep theirs."""
+        if self.raw_limits is None or self.value_range is None:
+            return "as they are"
+        pairs = zip(*(limits.ravel().tolist() for limits in self.raw_limits), strict=True)
+        ranges = dict.fromkeys(f"{low:g} to {high:g}" for low, high in pairs)
+        return f"{', '.join(ranges)} becomes {self.value_range[0]:g} to {self.value_range[1]:g}"
+
     @property
     def clipped_share(self) -> float:
         """Which share of the valid values read so far lay outside the scale and were clipped."""
@@ -188,9 +199,16 @@ class Scene:
         """The pixels of each tile of the grid, row by row. Every row of the raster is read once."""
         return read_tiles(self.rows, grid, bands=len(self.bands), dtype=np.uint8 if self.as_it_is else np.float32)
 
-    def restored(self, rows: Iterable[Rows]) -> Iterator[Rows]:
-        """Finished rows of a field on the grid that `tiles` reads -> on the scene's own. Here they are one."""
+    def restored(self, rows: Iterable[Rows], *, first_row: int = 0) -> Iterator[Rows]:
+        """Finished rows of a field on the grid that `tiles` reads -> on the scene's own. Here they are one.
+
+        first_row: of the scene; the rows above come too, but need not mean anything.
+        """
         yield from rows
+
+    def needed(self, row: int) -> int:
+        """The first row of the grid that `tiles` reads that this row of the scene, or any below, is made of."""
+        return row
 
     def rows(self, start: int, stop: int) -> Pixels:
         """Rows `start` to `stop`, scaled. Raises RasterError that names the rows where the file cannot be read."""
@@ -294,6 +312,7 @@ def read_tiles(
     """The pixels of each tile of a grid, row by row, out of rows that are read once, from top to bottom."""
     values: np.ndarray = np.zeros((bands, grid.tile_height, grid.width), dtype)
     valid = np.zeros((grid.tile_height, grid.width), bool)
+    step = max(1, READ_BYTES // (8 * bands * grid.width))
     read_to = 0
     tiles = iter(grid)
     for row in grid.row_starts:
@@ -302,7 +321,9 @@ def read_tiles(
             values[:, :kept] = values[:, -kept:].copy()
             valid[:kept] = valid[-kept:].copy()
         kept = max(kept, 0)
-        values[:, kept:], valid[kept:] = read_rows(row + kept, row + grid.tile_height)
+        for start in range(kept, grid.tile_height, step):
+            piece = slice(start, min(start + step, grid.tile_height))
+            values[:, piece], valid[piece] = read_rows(row + piece.start, row + piece.stop)
         read_to = row + grid.tile_height
         for col in grid.col_starts:
             cols = slice(col, col + grid.tile_width)

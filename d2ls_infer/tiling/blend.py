@@ -21,6 +21,9 @@ TAPERS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 WINDOWS = (*TAPERS, "none")
 
+PIECE_BYTES = 8 << 20
+"""What finished rows may take at a time: whoever works on them needs a few times as much, and not of a whole band."""
+
 
 class Rows(NamedTuple):
     """Finished rows of a field: scores (K, rows, width) float32, and where a tile gave any (rows, width) bool.
@@ -37,8 +40,8 @@ class Rows(NamedTuple):
 class BandBlender:
     """Weighted mean of tiles over a rolling band of rows, as high as one tile.
 
-    `add` takes the tiles of a grid in row-major order and gives the rows that no later tile touches; `finish` gives
-    the rest. Together the rows are the whole raster, once, from top to bottom. A tile may be left out.
+    `add` takes the tiles of a grid in row-major order and gives the rows that no later tile touches, a few at a time;
+    `finish` gives the rest. Together the rows are the whole raster, once, from top to bottom. A tile may be left out.
 
     The mean is kept as a running one, `mean += (score - mean) * weight / weights so far`. Where all tiles agree on a
     value, the difference is 0 and the value comes out unchanged to the last bit, at every border and corner.
@@ -102,7 +105,11 @@ class BandBlender:
         while self.first_row < row:
             # Where whole rows of tiles were left out, the way down is longer than the band is high.
             done = min(row - self.first_row, height)
-            yield Rows(self.first_row, self.mean[:, :done].clone(), self.weight[:done] > 0, self.differences(done))
+            step = max(1, PIECE_BYTES // (self.mean.element_size() * len(self.mean) * self.grid.width))
+            for start in range(0, done, step):
+                rows = slice(start, min(start + step, done))
+                scores, covered = self.mean[:, rows].clone(), self.weight[rows] > 0
+                yield Rows(self.first_row + start, scores, covered, self.differences(rows))
             for band, empty in self.bands():
                 kept = band[..., done:, :].clone()
                 band[..., : height - done, :] = kept
@@ -117,11 +124,11 @@ class BandBlender:
             yield self.range[0], math.inf
             yield self.range[1], -math.inf
 
-    def differences(self, rows: int) -> Tensor | None:
-        """(rows, width) float32: the disagreement in the band's first rows, 0 where no tile was."""
+    def differences(self, rows: slice) -> Tensor | None:
+        """(rows, width) float32: the disagreement in rows of the band, 0 where no tile was."""
         if self.range is None:
             return None
-        lowest, highest = self.range[:, :, :rows]
+        lowest, highest = self.range[:, :, rows]
         differences: Tensor = (highest - lowest).amax(0).clamp_min(0)
         return differences
 
@@ -136,17 +143,25 @@ def blend(
     batch_size: int = 1,
     device: torch.device | str = "cpu",
     disagreement: bool = False,
+    first_row: int = 0,
 ) -> Iterator[Rows]:
     """Score the tiles of a grid in batches and give the blended rows, from top to bottom.
 
     tiles: in row-major order, each with values (bands, h, w) and valid (h, w) bool. A tile without a valid pixel is
     not scored. score: (B, bands, h, w) -> (B, channels, h, w) on `device`; its errors are passed on. disagreement:
-    whether the rows also tell how far the tiles differ, see `BandBlender`.
+    whether the rows also tell how far the tiles differ, see `BandBlender`. first_row: the rows above are known from an
+    earlier run: they come too, but mean nothing, and what only they need is not scored. All others are the same to the
+    last bit, since the batches are.
     """
     blender = BandBlender(grid, channels, window, device=device, disagreement=disagreement)
     waiting: list[tuple[Tile, np.ndarray, np.ndarray]] = []
 
     def add_waiting() -> Iterator[Rows]:
+        if all(tile.row + tile.height <= first_row for tile, _, _ in waiting):
+            for tile, _, _ in waiting:
+                yield from blender.advance(tile.row)
+            waiting.clear()
+            return
         scores = score(torch.from_numpy(np.stack([values for _, values, _ in waiting])))
         expected = (len(waiting), channels, grid.tile_height, grid.tile_width)
         if scores.shape != expected:

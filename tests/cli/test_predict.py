@@ -278,8 +278,20 @@ def test_what_is_wrong_with_the_last_scene_is_told_before_the_first_is_mapped(
         write_raster(last, pixels(1 if bad == "bands" else 3, 20, 20))
     if bad == "exists":
         (tmp_path / "last_d2ls-tiny.tif").touch()
-    assert_error(d2ls("predict", scene, last, "--model", tiny_weights), 2, "last")
-    assert names_in(scene.parent) == ["scene.tif"]
+    done = d2ls("predict", scene, last, "--model", tiny_weights)
+    assert done.exit_code == 1
+    (error,) = done.stderr.splitlines()
+    assert error.startswith("Error: ")
+    assert "last" in error
+    # In the order in which they were said: the error, the map of the first scene, the list of what failed.
+    assert done.output.index(error) < done.output.index("scene_d2ls-tiny.tif  (") < done.output.index("1 of 2 scenes")
+    assert names_in(scene.parent) == [
+        "scene.tif",
+        "scene_d2ls-tiny.qml",
+        "scene_d2ls-tiny.tif",
+        "scene_d2ls-tiny.tif.aux.xml",
+    ]
+    assert [path.name for path in tmp_path.glob("last_d2ls*")] == ["last_d2ls-tiny.tif"] * (bad == "exists")
 
 
 @pytest.mark.parametrize(
@@ -341,7 +353,9 @@ def test_a_truncated_scene_after_a_whole_one(
     assert done.stderr.count("\n") == 1
     first, *table = done.stdout.splitlines()
     assert first.startswith(f"{Path('maps', 'scene_d2ls-tiny.tif')}  (1 tiles")
-    assert len(table) == 5
+    assert len(table[: table.index("")]) == 5
+    assert table[table.index("") + 1] == "1 of 2 scenes failed:"
+    assert table[-1].startswith("cut.tif  cannot read cut.tif, rows ")
     assert names_in(maps) == ["scene_d2ls-tiny.qml", "scene_d2ls-tiny.tif", "scene_d2ls-tiny.tif.aux.xml"]
 
 
@@ -467,5 +481,6 @@ def test_a_page_of_the_last_scene_that_exists_is_told_before_the_first_is_mapped
     last = write_raster(tmp_path / "last.tif", pixels(3, 20, 20))
     (tmp_path / "last_d2ls-tiny_report.html").touch()
     result = d2ls("predict", scene, last, "--model", tiny_weights, "--report", ".html")
-    assert_error(result, 2, "last_d2ls-tiny_report.html exists", "--overwrite")
-    assert names_in(scene.parent) == ["scene.tif"]
+    assert result.exit_code == 1
+    assert "last_d2ls-tiny_report.html exists" in result.stderr
+    assert result.output.index("report.html exists") < result.output.index("scene_d2ls-tiny.tif  (")

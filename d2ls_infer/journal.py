@@ -1,0 +1,172 @@
+"""A journal of finished rows beside a map that is being made, so that a run that was stopped can go on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from d2ls_infer.errors import RasterError
+from d2ls_infer.outputs import Finished
+
+log = logging.getLogger(__name__)
+
+COMMIT_SECONDS = 5.0
+"""How often finished rows are put on disk: so much work is lost at most, and a shorter run leaves no journal."""
+
+COMMIT_BYTES = 32 << 20
+"""What may wait in memory until then."""
+
+TABLES = """
+CREATE TABLE run (key TEXT NOT NULL);
+CREATE TABLE rows (first INTEGER PRIMARY KEY, count INTEGER NOT NULL);
+CREATE TABLE layers (first INTEGER, name TEXT, shape TEXT NOT NULL, data BLOB NOT NULL, PRIMARY KEY (first, name));
+"""
+
+
+def journal_path(output: Path) -> Path:
+    """Where the journal of a map lies: beside it."""
+    return output.with_name(output.name + ".journal")
+
+
+class Journal:
+    """The finished rows of one run; a context manager.
+
+    A SQLite file beside the map: what was committed to it is whole, whenever the process is killed. `key` says what the
+    result depends on; with `resume`, rows of an earlier run with the same key are taken up, and `rows` says how many of
+    them, from the top, are known. Without it, or for another key, the journal starts anew once there is something to
+    keep. When the `with` block ends without an error the journal is removed; otherwise it stays, if it holds anything,
+    and a warning says so.
+    """
+
+    def __init__(self, output: Path, key: Mapping[str, Any], *, height: int, resume: bool = False) -> None:
+        self.path, self.height, self.rows = journal_path(output), height, 0
+        self.key = json.dumps(key, sort_keys=True, default=str)
+        self.forget()
+        self.database: sqlite3.Connection | None = None
+        if resume:
+            self.take_up()
+
+    def take_up(self) -> None:
+        """Open the journal of an earlier run, if there is one of this run's key."""
+        if not self.path.exists():
+            return
+        with self.telling():
+            self.database = sqlite3.connect(self.path)
+            if self.database.execute("SELECT 1 FROM sqlite_master").fetchone() is None:  # killed as it was made
+                self.close()
+                return
+            (found,) = self.database.execute("SELECT key FROM run").fetchone()
+            (rows,) = self.database.execute("SELECT max(first + count) FROM rows").fetchone()
+        if found == self.key:
+            self.rows = int(rows or 0)
+            log.info("%s: going on after row %d of %d", self.path, self.rows, self.height)
+            return
+        before, now = json.loads(found), json.loads(self.key)
+        other = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+        log.warning("%s is of a run with other %s: this one starts at the top", self.path, ", ".join(other))
+        self.close()
+
+    def at(self, first: int) -> Finished:
+        """The known rows that begin at row `first`, as they were handed to `add`."""
+        assert self.database is not None, "nothing was taken up"
+        query = "SELECT name, shape, data FROM layers WHERE first = ?"
+        with self.telling():
+            layers = {
+                name: np.frombuffer(zlib.decompress(data), np.uint8).reshape(json.loads(shape))
+                for name, shape, data in self.database.execute(query, (first,))
+            }
+        if "labels" not in layers:
+            raise RasterError(f"the journal {self.path} has no rows that begin at {first}; remove it and start anew")
+        return Finished.of(first, layers)
+
+    def add(self, rows: Finished) -> None:
+        """Keep finished rows, with all values that were asked for."""
+        layers = [
+            (rows.first, name, json.dumps(values.shape), zlib.compress(values.tobytes(), 1))
+            for name, values in rows.values().items()
+        ]
+        self.waiting.append((rows.first, len(rows.labels), layers))
+        self.waiting_bytes += sum(len(data) for *_, data in layers)
+        if self.is_time():
+            self.commit()
+
+    def is_time(self) -> bool:
+        """Whether so much work waits that it should not be lost, or takes too much memory."""
+        return time.monotonic() - self.waiting_since >= COMMIT_SECONDS or self.waiting_bytes >= COMMIT_BYTES
+
+    def commit(self) -> None:
+        """Put what waits on disk."""
+        if not self.waiting:
+            return
+        with self.telling():
+            self.database = self.database or self.begun()
+            with self.database:
+                self.database.executemany("INSERT INTO rows VALUES (?, ?)", [part[:2] for part in self.waiting])
+                layers = [layer for part in self.waiting for layer in part[2]]
+                self.database.executemany("INSERT INTO layers VALUES (?, ?, ?, ?)", layers)
+        self.rows = sum(self.waiting[-1][:2])
+        self.forget()
+
+    def begun(self) -> sqlite3.Connection:
+        """A new journal in place of another run's; tables and key come into it together, or not at all."""
+        self.remove()
+        database = sqlite3.connect(self.path)
+        database.executescript(f"BEGIN; {TABLES}")
+        database.execute("INSERT INTO run VALUES (?)", (self.key,))
+        database.commit()
+        return database
+
+    def forget(self) -> None:
+        """Let nothing wait, from now on."""
+        self.waiting: list[tuple[int, int, list[tuple[int, str, str, bytes]]]] = []  # first row, rows, their layers
+        self.waiting_bytes, self.waiting_since = 0, time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+            self.remove()
+            return
+        with suppress(RasterError):  # the first error is the one to tell
+            if self.database is not None or self.is_time():
+                self.commit()
+        self.close()
+        if self.rows:
+            log.warning(
+                "%.0f %% of the map are kept in %s; the same command with --resume (in Python: resume=True) goes on",
+                100 * self.rows / self.height, self.path,
+            )  # fmt: skip
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self.database is not None:
+            self.database.close()
+            self.database = None
+
+    def remove(self) -> None:
+        """Remove the file, and what SQLite left beside it when it was killed."""
+        for path in (self.path, Path(f"{self.path}-journal")):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Turn an error of SQLite into a line that names the journal."""
+        try:
+            yield
+        except (sqlite3.Error, zlib.error, ValueError, TypeError) as error:
+            raise RasterError(f"the journal {self.path} cannot be used: {error}; remove it and start anew") from error

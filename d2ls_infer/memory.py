@@ -1,0 +1,83 @@
+"""What a run takes in memory: measured for the network, worked out for the rest."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from d2ls_infer.errors import UsageError
+from d2ls_infer.raster import READ_BYTES, Scene
+from d2ls_infer.tiling import PIECE_BYTES, TileGrid
+
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("kmgt", 1)}
+
+PIECES = 12
+"""Pieces of finished rows, and what is worked out of them, that are in memory at a time."""
+
+KEPT = 1.2
+"""What the process holds on to for each byte that is in use; seen at widths of 2,048 to 16,384 pixels."""
+
+
+def parse_bytes(text: str | int) -> int:
+    """ "2G", "1500MB", "2GiB" or a number -> bytes. Raises UsageError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", str(text).strip().lower())
+    if match is None or (count := int(float(match[1]) * UNITS.get(match[2], 0))) < 1:
+        raise UsageError(f"memory is a number of bytes such as 1500M, 2G or 2GiB; got {text!r}")
+    return count
+
+
+def peak_bytes() -> int:
+    """The most that this process has had in memory so far. Raises UsageError where the system does not tell."""
+    try:
+        import resource
+    except ImportError as error:
+        raise UsageError("this system does not tell how much memory a process takes; leave out --max-memory") from error
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def rows_bytes(grid: TileGrid, scene: Scene, *, classes: int, disagreement: bool, layers: int) -> int:
+    """What reading, blending and writing take besides the network and polygons. layers: bands of all rasters written.
+
+    Planes are float32: the mean of each class, with disagreement its lowest and highest score too, and the weight.
+    """
+    planes = classes * (3 if disagreement else 1) + 1
+    rows = grid.tile_height + grid.overlap_px  # while the band moves down, its lower part is there twice
+    blended = 4 * planes * rows * grid.width
+    read = rows * grid.width * (len(scene.bands) * (1 if scene.as_it_is else 4) + 1)
+    scaled = 0 if scene.as_it_is else 3 * min(READ_BYTES, 8 * len(scene.bands) * grid.tile_height * grid.width)
+    written = 2 * 512 * scene.width * layers
+    return int(KEPT * (blended + read + scaled + written + PIECES * PIECE_BYTES + scene.settings["GDAL_CACHEMAX"]))
+
+
+def fitting_batch(score: Callable[[Tensor], Tensor], batch: Tensor, limit: int, others: int) -> int:
+    """How many tiles fit at once, at most those of `batch` (B, bands, h, w): tried, starting with one.
+
+    limit: bytes that the process may take. others: what is not the network's. Raises UsageError where one tile is too
+    much already.
+    """
+    before = peak_bytes()
+    fitting, wanted = 1, len(batch)
+    score(batch[:1])
+    if (needed := peak_bytes() + others) > limit:
+        raise UsageError(
+            f"a tile of {batch.shape[-2]} x {batch.shape[-1]} pixels and a scene of this width need about "
+            f"{needed / 1e9:.2f} GB, --max-memory allows {limit / 1e9:.2f} GB; try a smaller --tile-size, or allow more"
+        )
+    per_tile = max(1, peak_bytes() - before)
+    while fitting < wanted:
+        more = min(2 * fitting, wanted)
+        if peak_bytes() + (more - fitting) * per_tile + others > limit:
+            break
+        score(batch[:more])
+        fitting = more
+    return fitting
+
+
+def sample(grid: TileGrid, bands: int, tiles: int) -> Tensor:
+    """(tiles, bands, h, w) uint8: a batch to try the network on."""
+    return torch.zeros((tiles, bands, grid.tile_height, grid.tile_width), dtype=torch.uint8)

@@ -1,0 +1,72 @@
+"""What a user should know of a scene before its map is trusted: said once, as warnings."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from d2ls_infer.raster import Scene, contradicts
+
+log = logging.getLogger(__name__)
+
+GSD_TOLERANCE = 1.5
+"""How many times larger or smaller than the model's a scene's pixels may be without a warning."""
+
+
+def warn_of_type(scene: Scene) -> None:
+    """Say it when values of a wider type are read on the model's own range, which is right only if they are on it."""
+    if not scene.as_it_is and scene.value_range is not None and scene.scale is None and scene.band_units is None:
+        low, high = scene.value_range
+        log.warning(
+            "%s holds %s values; they are taken on the model's range %g to %g as they are. "
+            "If they are on another, give --scale MIN,MAX or --scale p2,p98",
+            scene.path, scene.dtype, low, high,
+        )  # fmt: skip
+
+
+def warn_of_bands(scene: Scene, names: Sequence[str], *, chosen: bool) -> None:
+    """Say it when nobody chose the bands and the file marks one as another colour than the model takes it for."""
+    wrong = [
+        f"band {band} is marked {mark} and taken as {name}"
+        for band, mark, name in zip(scene.bands, scene.band_marks(), names, strict=True)
+        if not chosen and contradicts(mark, name)
+    ]
+    if wrong:
+        log.warning(
+            "%s: %s. That is right for false-colour images; else say which is which by --bands",
+            scene.path, "; ".join(wrong),
+        )  # fmt: skip
+
+
+def warn_of_alpha(scene: Scene) -> None:
+    """Say it when a band that the file calls alpha is not taken as a mask."""
+    if bands := scene.not_alpha:
+        log.warning(
+            "%s: band %s is marked alpha, but holds an image and not what is transparent; it masks nothing",
+            scene.path, ", ".join(map(str, bands)),
+        )  # fmt: skip
+
+
+def warn_of_gsd(scene: Scene, gsd_m: float | None) -> None:
+    """Say it when the scene's pixels are far from the size that the model was trained at."""
+    if gsd_m is None or (areas := scene.row_areas_m2()) is None:
+        return
+    pixel_m = float(np.median(areas)) ** 0.5
+    if not 1 / GSD_TOLERANCE <= pixel_m / gsd_m <= GSD_TOLERANCE:
+        log.warning(
+            "%s has pixels of %.3g m, the model was trained at %.3g m: objects look to it %.3g times too %s; "
+            "--gsd auto reads the scene at the model's distance",
+            scene.path, pixel_m, gsd_m, max(pixel_m / gsd_m, gsd_m / pixel_m), "small" if pixel_m > gsd_m else "large",
+        )  # fmt: skip
+
+
+def warn_of_clipping(scene: Scene) -> None:
+    """Say it when much lay outside the range, other than by a stretch between percentiles, which clips by intent."""
+    if scene.clipped_share > 0.05 and (scene.scale is None or scene.scale.kind == "values"):
+        log.warning(
+            "%s: %.0f %% of the values lie outside the range and were clipped; the map may mean little. "
+            "Give --scale MIN,MAX or --scale p2,p98",
+            scene.path, 100 * scene.clipped_share,
+        )  # fmt: skip

@@ -1,0 +1,134 @@
+"""What a run takes in memory: kept within what is allowed, refused where it cannot be."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from d2ls_infer import memory, predict_raster
+from d2ls_infer.errors import UsageError
+from d2ls_infer.memory import fitting_batch, parse_bytes, peak_bytes
+
+Write = Callable[..., Path]
+Pixels = Callable[..., np.ndarray]
+posix = pytest.mark.skipif(sys.platform == "win32", reason="asks for the peak memory by POSIX means")
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("2G", 2 * 10**9), ("1500M", 15 * 10**8), ("1500mb", 15 * 10**8), ("1.5 GB", 15 * 10**8),
+        ("2GiB", 2 * 1024**3), ("512Mi", 512 * 1024**2), ("64k", 64_000), ("123456789", 123_456_789), (1000, 1000),
+    ],
+)  # fmt: skip
+def test_sizes_are_read(text: str | int, count: int) -> None:
+    assert parse_bytes(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "much", "2X", "-1G", "0", "0.1", "G", "2 i", "1e9", "nan"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="number of bytes such as"):
+        parse_bytes(text)
+
+
+def growing(monkeypatch: pytest.MonkeyPatch, base: int, per_tile: int) -> Callable[[Tensor], Tensor]:
+    """A network that takes so many bytes for each tile, in a process that had taken others before."""
+    peak = base
+
+    def score(batch: Tensor) -> Tensor:
+        nonlocal peak
+        peak = max(peak, base + per_tile * len(batch))
+        return batch
+
+    monkeypatch.setattr(memory, "peak_bytes", lambda: peak)
+    return score
+
+
+@pytest.mark.parametrize(
+    ("limit", "fitting"), [(10_000, 8), (1900, 8), (1799, 4), (1500, 4), (1300, 2), (1200, 1), (1149, None)]
+)
+def test_as_many_tiles_as_fit_are_scored_at_once(
+    monkeypatch: pytest.MonkeyPatch, limit: int, fitting: int | None
+) -> None:
+    score = growing(monkeypatch, 1000, 100)
+    batch = torch.zeros((8, 3, 16, 16))
+    if fitting is None:
+        with pytest.raises(UsageError, match=r"--max-memory allows 0\.00 GB; try a smaller --tile-size"):
+            fitting_batch(score, batch, limit, 50)
+    else:
+        found = fitting_batch(score, batch, limit, 50)
+        assert found == fitting
+        assert 1000 + 100 * found + 50 <= limit
+
+
+@posix
+def test_the_map_is_the_same_with_and_without_a_limit(
+    tmp_path: Path, write_raster: Write, pixels: Pixels, fakes: SimpleNamespace
+) -> None:
+    scene = write_raster(tmp_path / "scene.tif", pixels(3, 60, 50))
+    free, bound = fakes.TileMean(), fakes.TileMean()
+    one = predict_raster(free, scene, tmp_path / "free.tif", tile_size=16, batch_size=4)
+    two = predict_raster(
+        bound, scene, tmp_path / "bound.tif", tile_size=16, batch_size=4, max_memory=peak_bytes() + 4 * 10**9
+    )
+    assert (tmp_path / "free.tif").read_bytes() == (tmp_path / "bound.tif").read_bytes()
+    assert one.areas == two.areas
+    assert bound.batches[:3] == [1, 2, 4]  # tried first
+
+
+@posix
+def test_what_cannot_fit_is_refused_before_anything_is_written(
+    tmp_path: Path, write_raster: Write, pixels: Pixels, fakes: SimpleNamespace
+) -> None:
+    scene = write_raster(tmp_path / "scene.tif", pixels(3, 60, 50))
+    with pytest.raises(UsageError, match=r"need about \d\.\d\d GB, --max-memory allows 0\.10 GB"):
+        predict_raster(fakes.TileMean(), scene, max_memory="100M")
+    assert [path.name for path in tmp_path.iterdir()] == ["scene.tif"]
+
+
+BOUND = """
+import sys, warnings
+import numpy as np, rasterio, torch
+from d2ls_infer import predict_raster
+from d2ls_infer.errors import UsageError
+from d2ls_infer.labels import LabelMap
+from d2ls_infer.memory import peak_bytes
+
+class Heavy:
+    labels, bands = LabelMap.of(["a", "b", "c", "d"]), ("red", "green", "blue")
+    def score(self, batch):
+        scores = torch.full((len(batch), 64, *batch.shape[-2:]), 0.25)  # 67 MB for a tile of 512 x 512
+        return scores[:, :4].contiguous()
+
+warnings.simplefilter("ignore")
+folder, options = sys.argv[1], {"confidence": True, "disagreement": True}
+profile = {"driver": "GTiff", "width": 8192, "height": 1500, "count": 3, "dtype": "uint8", "tiled": True}
+with rasterio.open(f"{folder}/wide.tif", "w", compress="deflate", **profile) as dataset:
+    dataset.write(np.tile(np.arange(256, dtype=np.uint8), (3, 1500, 32)))
+limit = 10**9 // 20
+while True:
+    limit += 10**9 // 20
+    try:
+        predict_raster(Heavy(), f"{folder}/wide.tif", batch_size=8, max_memory=limit, **options)
+    except UsageError:
+        continue
+    break
+print(limit, peak_bytes())
+"""
+
+
+@posix
+def test_a_run_stays_within_what_it_is_allowed(tmp_path: Path) -> None:
+    """The least that is accepted, in steps of 50 MB: it suffices, and is not far more than what is needed."""
+    done = subprocess.run([sys.executable, "-c", BOUND, str(tmp_path)], capture_output=True, text=True, check=True)
+    limit, peak = map(int, done.stdout.split())
+    assert peak <= limit
+    assert peak > 0.6 * limit

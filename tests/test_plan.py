@@ -1,0 +1,84 @@
+"""Plans of runs: they say what the run then does, and write nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from d2ls_infer import predict_raster
+from d2ls_infer.errors import OutputExistsError, UsageError
+from d2ls_infer.plan import plan_raster
+
+Write = Callable[..., Path]
+Pixels = Callable[..., np.ndarray]
+
+
+@pytest.fixture
+def scene(tmp_path: Path, write_raster: Write, pixels: Pixels) -> Path:
+    """Three bands of 50 x 41 pixels of two metres, alone in its folder."""
+    return write_raster(tmp_path / "scene.tif", pixels(3, 50, 41))
+
+
+def test_a_plan_says_what_the_run_does(scene: Path, fakes: SimpleNamespace) -> None:
+    options = {"tile_size": 16, "overlap": 4, "bands": "3,1,2", "confidence": True, "report": ".html"}
+    plan = plan_raster(fakes.PerPixel(), scene, **options)
+    assert [path.name for path in scene.parent.iterdir()] == ["scene.tif"]
+    result = predict_raster(fakes.PerPixel(), scene, **options)
+    assert (plan.source, plan.output, plan.files) == (result.source, result.output, result.files)
+    assert plan.tiles[0] * plan.tiles[1] == result.tiles
+    assert plan.bands == {"band 1": 3, "band 2": 1, "band 3": 2}
+    assert (plan.width, plan.height, plan.crs) == (41, 50, "EPSG:32618")
+    assert (plan.tile_size, plan.overlap_px, plan.batch_size, plan.device) == (16, 4, 1, "cpu")
+    assert plan.pixel_m == plan.read_m == pytest.approx(2, rel=1e-2)
+    assert plan.disk_bytes == 2 * 41 * 50
+    assert plan.seconds > 0
+    assert plan.memory_bytes is None or plan.memory_bytes > 10**8
+
+
+def test_a_plan_tells_of_the_part_and_the_distance(scene: Path, fakes: SimpleNamespace) -> None:
+    plan = plan_raster(fakes.TileMean(), scene, window="1,2,40,30", gsd=1.0, tile_size=32, overlap=0)
+    assert (plan.width, plan.height) == (40, 30)
+    assert plan.read_m == pytest.approx(1, rel=0.02)
+    assert plan.tiles == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({}, "0 to 1 becomes 0 to 1"),
+        ({"scale": "0,10000"}, "0 to 10000 becomes 0 to 1"),
+        ({"scale": "p0,p100"}, "0 to 100, 0 to 200, 0 to 300 becomes 0 to 1"),
+    ],
+)
+def test_a_plan_tells_how_values_are_scaled(
+    tmp_path: Path, write_raster: Write, fakes: SimpleNamespace, options: dict[str, str], text: str
+) -> None:
+    array = np.linspace(0, 1, 3 * 400).reshape(400, 3).T.reshape(3, 20, 20)
+    array = np.stack([(k + 1) * 100 * (band - band.min()) / np.ptp(band) for k, band in enumerate(array)])
+    path = write_raster(tmp_path / "scene.tif", array.round().astype(np.uint16))
+    assert plan_raster(fakes.PerPixel(value_range=(0.0, 1.0)), path, **options).scale == text
+
+
+def test_values_of_bytes_are_as_they_are(scene: Path, fakes: SimpleNamespace) -> None:
+    assert plan_raster(fakes.PerPixel(value_range=(0.0, 255.0)), scene).scale == "as they are"
+
+
+def test_a_plan_is_json(scene: Path, fakes: SimpleNamespace) -> None:
+    plan = plan_raster(fakes.TileMean(), scene, vector=".gpkg")
+    found = json.loads(json.dumps(plan.to_dict()))
+    assert found["files"]["vector"] == str(plan.files["vector"])
+    assert found["tiles"] == [1, 1]
+
+
+def test_a_plan_is_refused_where_the_run_is(scene: Path, fakes: SimpleNamespace) -> None:
+    with pytest.raises(UsageError, match="no band 7"):
+        plan_raster(fakes.TileMean(), scene, bands="1,2,7")
+    (scene.parent / "map.tif").touch()
+    with pytest.raises(OutputExistsError):
+        plan_raster(fakes.TileMean(), scene, scene.parent / "map.tif")
+    assert plan_raster(fakes.TileMean(), scene, scene.parent / "map.tif", overwrite=True).output.name == "map.tif"
