@@ -61,7 +61,7 @@ class Journal:
         if not self.path.exists():
             return
         with self.telling():
-            self.database = sqlite3.connect(self.path)
+            self.database = sqlite3.connect(self.path, check_same_thread=False)
             if self.database.execute("SELECT 1 FROM sqlite_master").fetchone() is None:  # killed as it was made
                 self.close()
                 return
@@ -120,7 +120,7 @@ class Journal:
     def begun(self) -> sqlite3.Connection:
         """A new journal in place of another run's; tables and key come into it together, or not at all."""
         self.remove()
-        database = sqlite3.connect(self.path)
+        database = sqlite3.connect(self.path, check_same_thread=False)
         database.executescript(f"BEGIN; {TABLES}")
         database.execute("INSERT INTO run VALUES (?)", (self.key,))
         database.commit()

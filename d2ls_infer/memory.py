@@ -16,8 +16,8 @@ from d2ls_infer.tiling import PIECE_BYTES, TileGrid
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("kmgt", 1)}
 
-PIECES = 12
-"""Pieces of finished rows, and what is worked out of them, that are in memory at a time."""
+PIECES = 24
+"""Pieces of finished rows, and what is worked out of them, that are in memory at a time: some wait to be written."""
 
 KEPT = 1.2
 """What the process holds on to for each byte that is in use; seen at widths of 2,048 to 16,384 pixels."""

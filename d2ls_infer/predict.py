@@ -8,7 +8,7 @@ import operator
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from d2ls_infer import __version__
+from d2ls_infer.background import Behind, ahead
 from d2ls_infer.errors import UsageError
 from d2ls_infer.journal import Journal
 from d2ls_infer.memory import fitting_batch, parse_bytes, rows_bytes, sample
@@ -37,7 +38,7 @@ from d2ls_infer.raster import (
     was_made_of,
 )
 from d2ls_infer.segmenter import TTA, AugmentedSegmenter, D2LSSegmenter, Precision, Segmenter
-from d2ls_infer.tiling import WINDOWS, Tile, TileGrid, blend, parse_overlap
+from d2ls_infer.tiling import WINDOWS, Rows, Tile, TileGrid, blend, parse_overlap
 from d2ls_infer.weights import WeightsFile, find_weights, load_network, warn_of_terms
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,9 @@ Progress = Callable[[int, int], None]
 """Called after each tile with the number of tiles done and of all tiles."""
 
 T = TypeVar("T")
+
+WRITTEN_BEHIND = 2
+"""Pieces of finished rows that may wait to be written while the next tiles are scored."""
 
 GSD_ROUNDING = 0.05
 """Pixels that are so little larger or smaller than asked for are left as they are: to resample them would only blur."""
@@ -357,38 +361,44 @@ def map_scene(
     known = journal.rows if journal else 0  # rows that an earlier run has finished
     empty = 0
 
+    def read() -> Iterator[tuple[Tile, tuple[np.ndarray, np.ndarray]]]:
+        nonlocal empty
+        # All of it, also what is known: pictures and counts want the pixels, and reading takes little time.
+        for tile, (values, valid) in outputs.seeing(watch.each("read", view.tiles(grid))):
+            empty += not valid.any()
+            yield tile, (values, valid)
+
     def score(batch: Tensor) -> Tensor:
         with watch("score"):
             scores: Tensor = job.segmenter.score(batch)
             return scores
 
-    def read() -> Iterator[tuple[Tile, tuple[np.ndarray, np.ndarray]]]:
-        nonlocal empty
-        # All of it, also what is known: pictures and counts want the pixels, and reading takes little time.
-        for tile, (values, valid) in outputs.seeing(counted(watch.each("read", view.tiles(grid)), len(grid), progress)):
-            empty += not valid.any()
-            yield tile, (values, valid)
-
-    blended = blend(
-        score,
-        read(),
-        grid,
-        channels=len(job.segmenter.labels),
-        window=options.blend,
-        batch_size=options.batch_size or 1,
-        device=job.device,
-        disagreement=options.disagreement,
-        first_row=view.needed(known),
-    )
-    for rows in view.restored(blended, first_row=known):
+    def write(rows: Rows) -> None:
         with watch("write"):
             if journal and rows.first < known:
                 outputs.add(journal.at(rows.first))
-                continue
+                return
             finished = Finished(rows)
             outputs.add(finished)
             if journal:
                 journal.add(finished)
+
+    batch_size = options.batch_size or 1
+    # Closed before the scene is, whatever happens: what reads ahead reads it.
+    with closing(ahead(read(), batch_size + 1)) as tiles, Behind(write, WRITTEN_BEHIND) as writer:
+        blended = blend(
+            score,
+            counted(tiles, len(grid), progress),
+            grid,
+            channels=len(job.segmenter.labels),
+            window=options.blend,
+            batch_size=batch_size,
+            device=job.device,
+            disagreement=options.disagreement,
+            first_row=view.needed(known),
+        )
+        for rows in view.restored(blended, first_row=known):
+            writer.give(rows)
     warn_of_clipping(scene)
     outputs.notes |= {"tiles": len(grid), "skipped": empty, "seconds": watch.total()}
     return PredictResult(
@@ -457,7 +467,7 @@ def run_key(job: Job, options: PredictOptions) -> dict[str, Any]:
 
 
 class Stopwatch:
-    """Seconds by stage, and in all since it was made."""
+    """Seconds by stage, each of which is one thread's, and in all since it was made; stages go on side by side."""
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
