@@ -8,7 +8,7 @@ import sqlite3
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -36,6 +36,16 @@ CREATE TABLE layers (first INTEGER, name TEXT, shape TEXT NOT NULL, data BLOB NO
 def journal_path(output: Path) -> Path:
     """Where the journal of a map lies: beside it."""
     return output.with_name(output.name + ".journal")
+
+
+def key_of(output: Path) -> dict[str, Any] | None:
+    """The key of the journal beside a map; None where there is none, or none that can be read."""
+    if not journal_path(output).exists():
+        return None
+    with suppress(sqlite3.Error, TypeError, ValueError), closing(sqlite3.connect(journal_path(output))) as database:
+        key: dict[str, Any] = json.loads(*database.execute("SELECT key FROM run").fetchone())
+        return key
+    return None
 
 
 class Journal:

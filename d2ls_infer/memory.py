@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
-
-import torch
-from torch import Tensor
 
 from d2ls_infer.errors import UsageError
 from d2ls_infer.raster import READ_BYTES, Scene
@@ -52,32 +48,3 @@ def rows_bytes(grid: TileGrid, scene: Scene, *, classes: int, disagreement: bool
     scaled = 0 if scene.as_it_is else 3 * min(READ_BYTES, 8 * len(scene.bands) * grid.tile_height * grid.width)
     written = 2 * 512 * scene.width * layers
     return int(KEPT * (blended + read + scaled + written + PIECES * PIECE_BYTES + scene.settings["GDAL_CACHEMAX"]))
-
-
-def fitting_batch(score: Callable[[Tensor], Tensor], batch: Tensor, limit: int, others: int) -> int:
-    """How many tiles fit at once, at most those of `batch` (B, bands, h, w): tried, starting with one.
-
-    limit: bytes that the process may take. others: what is not the network's. Raises UsageError where one tile is too
-    much already.
-    """
-    before = peak_bytes()
-    fitting, wanted = 1, len(batch)
-    score(batch[:1])
-    if (needed := peak_bytes() + others) > limit:
-        raise UsageError(
-            f"a tile of {batch.shape[-2]} x {batch.shape[-1]} pixels and a scene of this width need about "
-            f"{needed / 1e9:.2f} GB, --max-memory allows {limit / 1e9:.2f} GB; try a smaller --tile-size, or allow more"
-        )
-    per_tile = max(1, peak_bytes() - before)
-    while fitting < wanted:
-        more = min(2 * fitting, wanted)
-        if peak_bytes() + (more - fitting) * per_tile + others > limit:
-            break
-        score(batch[:more])
-        fitting = more
-    return fitting
-
-
-def sample(grid: TileGrid, bands: int, tiles: int) -> Tensor:
-    """(tiles, bands, h, w) uint8: a batch to try the network on."""
-    return torch.zeros((tiles, bands, grid.tile_height, grid.tile_width), dtype=torch.uint8)

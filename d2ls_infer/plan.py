@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from d2ls_infer.at_once import sample
 from d2ls_infer.errors import UsageError
-from d2ls_infer.memory import peak_bytes, sample
+from d2ls_infer.memory import peak_bytes
 from d2ls_infer.predict import PredictOptions, choose_batch, prepared, rows_memory
 from d2ls_infer.segmenter import Segmenter
 

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from d2ls_infer import __version__
+from d2ls_infer.at_once import Halving, fastest_batch, fitting_batch, sample
 from d2ls_infer.background import Behind, ahead
 from d2ls_infer.errors import UsageError
-from d2ls_infer.journal import Journal
-from d2ls_infer.memory import fitting_batch, parse_bytes, rows_bytes, sample
+from d2ls_infer.journal import Journal, key_of
+from d2ls_infer.memory import parse_bytes, rows_bytes
 from d2ls_infer.notices import warn_of_alpha, warn_of_bands, warn_of_clipping, warn_of_gsd, warn_of_type
 from d2ls_infer.outputs import AreaTally, ClassArea, Finished, OutputOptions, Outputs, check_outputs
 from d2ls_infer.raster import (
@@ -61,10 +62,11 @@ class PredictOptions(OutputOptions):
 
     tile_size: side of a tile in pixels. overlap: pixels (a whole number) or a share of the tile (below 1, or "25%").
     blend: hann, gaussian, linear, or none (the centres of the tiles, cut). batch_size: tiles scored at once; by default
-    1 on a CPU and 8 elsewhere. bands: the scene's bands for the model's, as numbers from 1 or names, "4,1,2" or
-    "nir,red,green"; by default those that the file marks as the model's, else the first ones that are not alpha. scale:
-    raw values or percentiles that become the model's value range, "0,10000" or "p2,p98"; by default values are taken as
-    they are. nodata: a value in place of the file's own, or "none": all finite values are valid.
+    1 on a CPU and 8 elsewhere, "auto" tries what is fastest. bands: the scene's bands for the model's, as numbers from
+    1 or names, "4,1,2" or "nir,red,green"; by default those that the file marks as the model's, else the first ones
+    that are not alpha. scale: raw values or percentiles that become the model's value range, "0,10000" or "p2,p98"; by
+    default values are taken as they are. nodata: a value in place of the file's own, or "none": all finite values are
+    valid.
 
     window, bbox with bbox_crs, or aoi: the part of the scene to map, see `Cut`. gsd: the ground sampling distance to
     read the scene at, metres or "auto" for the model's; the map is on the scene's own grid all the same. tta: test-time
@@ -75,7 +77,7 @@ class PredictOptions(OutputOptions):
     tile_size: int = 512
     overlap: int | float | str = 0.25
     blend: str = "hann"
-    batch_size: int | None = None
+    batch_size: int | str | None = None
     bands: Sequence[int | str] | str | None = None
     scale: Scale | str | None = None
     nodata: float | str | None = None
@@ -90,16 +92,14 @@ class PredictOptions(OutputOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("tile_size", "batch_size"):
-            if (value := getattr(self, name)) is not None:
-                object.__setattr__(self, name, operator.index(value))
+        object.__setattr__(self, "tile_size", operator.index(self.tile_size))
+        if self.batch_size is not None:
+            object.__setattr__(self, "batch_size", parse_batch_size(self.batch_size))
         if self.tile_size < 1:
             raise UsageError(f"tile size must be at least 1 pixel, got {self.tile_size}; try 512")
         TileGrid(self.tile_size, self.tile_size, self.tile_size, self.overlap_px)
         if self.blend not in WINDOWS:
             raise UsageError(f"unknown blending window {self.blend!r}; known are {', '.join(WINDOWS)}")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise UsageError(f"batch size must be at least 1, got {self.batch_size}")
         if isinstance(self.bands, str):
             object.__setattr__(self, "bands", tuple(parse_bands(self.bands)))
         elif self.bands is not None:
@@ -227,6 +227,19 @@ def default_output(source: str | Path, model: str, folder: Path | None = None) -
     return (folder or home) / f"{stem}_d2ls-{model}.tif"
 
 
+def parse_batch_size(value: int | str) -> int | str:
+    """A whole number from 1, also as text, or "auto". Raises UsageError for anything else."""
+    if value == "auto":
+        return "auto"
+    try:
+        size = int(value) if isinstance(value, str) else operator.index(value)
+    except ValueError:
+        size = 0
+    if size < 1:
+        raise UsageError(f"batch size must be at least 1, or auto for what is fastest; got {value!r}")
+    return size
+
+
 def parse_gsd(text: str | float) -> float | str:
     """ "0.3" -> 0.3, "auto" -> "auto". Raises UsageError for anything but a number of metres above 0."""
     if text == "auto":
@@ -273,6 +286,8 @@ def predict_raster(
                 return found
             check_outputs(job.output, settings, source=str(source), overwrite=False)
         job.warn(settings)
+        if resume and settings.batch_size == "auto" and (before := key_of(job.output)):
+            settings = replace(settings, batch_size=before["options"]["batch_size"])  # other batches, other last bits
         settings = replace(settings, batch_size=choose_batch(job, settings))
         log.info(
             "%s: %d x %d pixels, %d tiles, %d at once, on %s",
@@ -368,10 +383,11 @@ def map_scene(
             empty += not valid.any()
             yield tile, (values, valid)
 
+    in_parts = Halving(job.segmenter.score)
+
     def score(batch: Tensor) -> Tensor:
         with watch("score"):
-            scores: Tensor = job.segmenter.score(batch)
-            return scores
+            return in_parts(batch)
 
     def write(rows: Rows) -> None:
         with watch("write"):
@@ -383,7 +399,7 @@ def map_scene(
             if journal:
                 journal.add(finished)
 
-    batch_size = options.batch_size or 1
+    batch_size = int(options.batch_size or 1)
     # Closed before the scene is, whatever happens: what reads ahead reads it.
     with closing(ahead(read(), batch_size + 1)) as tiles, Behind(write, WRITTEN_BEHIND) as writer:
         blended = blend(
@@ -437,7 +453,10 @@ def finished_before(job: Job, options: PredictOptions, tags: Mapping[str, str]) 
 
 def choose_batch(job: Job, options: PredictOptions) -> int:
     """How many tiles to score at once: what was asked for, fewer where memory is limited."""
-    wanted = options.batch_size or (1 if job.device.type == "cpu" else 8)
+    if options.batch_size == "auto":
+        wanted = fastest_batch(job.segmenter.score, job.grid, len(job.segmenter.bands))
+    else:
+        wanted = int(options.batch_size or (1 if job.device.type == "cpu" else 8))
     if options.max_memory is None:
         return wanted
     batch = sample(job.grid, len(job.segmenter.bands), wanted)

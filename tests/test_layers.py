@@ -30,6 +30,7 @@ LAYERS = (
     "outputs",
     "journal",
     "memory",
+    "at_once",
     "notices",
     "predict",
     "plan",

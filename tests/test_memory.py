@@ -10,12 +10,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
-from d2ls_infer import memory, predict_raster
+from d2ls_infer import predict_raster
 from d2ls_infer.errors import UsageError
-from d2ls_infer.memory import fitting_batch, parse_bytes, peak_bytes
+from d2ls_infer.memory import parse_bytes, peak_bytes
 
 Write = Callable[..., Path]
 Pixels = Callable[..., np.ndarray]
@@ -37,36 +35,6 @@ def test_sizes_are_read(text: str | int, count: int) -> None:
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="number of bytes such as"):
         parse_bytes(text)
-
-
-def growing(monkeypatch: pytest.MonkeyPatch, base: int, per_tile: int) -> Callable[[Tensor], Tensor]:
-    """A network that takes so many bytes for each tile, in a process that had taken others before."""
-    peak = base
-
-    def score(batch: Tensor) -> Tensor:
-        nonlocal peak
-        peak = max(peak, base + per_tile * len(batch))
-        return batch
-
-    monkeypatch.setattr(memory, "peak_bytes", lambda: peak)
-    return score
-
-
-@pytest.mark.parametrize(
-    ("limit", "fitting"), [(10_000, 8), (1900, 8), (1799, 4), (1500, 4), (1300, 2), (1200, 1), (1149, None)]
-)
-def test_as_many_tiles_as_fit_are_scored_at_once(
-    monkeypatch: pytest.MonkeyPatch, limit: int, fitting: int | None
-) -> None:
-    score = growing(monkeypatch, 1000, 100)
-    batch = torch.zeros((8, 3, 16, 16))
-    if fitting is None:
-        with pytest.raises(UsageError, match=r"--max-memory allows 0\.00 GB; try a smaller --tile-size"):
-            fitting_batch(score, batch, limit, 50)
-    else:
-        found = fitting_batch(score, batch, limit, 50)
-        assert found == fitting
-        assert 1000 + 100 * found + 50 <= limit
 
 
 @posix

@@ -31,7 +31,12 @@ if TYPE_CHECKING:
     help="File to write, or a folder for STEM_d2ls-MODEL.tif. By default beside each scene.",
 )  # fmt: skip
 @options.tiles
-@click.option("-b", "--batch-size", type=int, help="Tiles at once.  [default: 1 on a CPU, else 8]")
+@click.option(
+    "-b",
+    "--batch-size",
+    metavar="N|auto",
+    help="Tiles at once; auto tries what is fastest.  [default: 1 on a CPU, else 8]",
+)
 @options.device
 @options.precision
 @click.option(
@@ -72,7 +77,7 @@ def predict(
     tile_size: int,
     overlap: str,
     blend: str,
-    batch_size: int | None,
+    batch_size: str | None,
     device: str,
     precision: str,
     bands: str | None,

@@ -301,7 +301,7 @@ def test_what_is_wrong_with_the_last_scene_is_told_before_the_first_is_mapped(
         (["--tile-size", "64", "--overlap", "64"], ["overlap", "64"]),
         (["--overlap", "much"], ["overlap", "'much'"]),
         (["--overlap", "100%"], ["overlap", "'100%'"]),
-        (["--batch-size", "0"], ["batch size", "got 0"]),
+        (["--batch-size", "0"], ["batch size", "got '0'"]),
         (["--bands", "1,2"], ["takes 3 bands", "names 2"]),
         (["--bands", "1,2,4"], ["no band 4"]),
         (["--bands", "0,1,2"], ["counted from 1"]),
