@@ -13,7 +13,7 @@ from torch import Tensor
 from d2ls_infer.errors import D2LSError, UsageError
 from d2ls_infer.labels import NODATA, LabelMap
 from d2ls_infer.manifest import ModelDescription
-from d2ls_infer.nn import D2LS, autocast
+from d2ls_infer.nn import D2LS, FoldedD2LS, fold
 from d2ls_infer.tiling import TileGrid, blend, parse_overlap
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -44,13 +44,14 @@ class Segmenter(Protocol):
 class D2LSSegmenter:
     """A D2LS network with the description of its weights. Scores are probabilities.
 
-    `network` is the `nn.Module` in eval mode: normalised pixels in, logits out. `name` and `sha256` say which weights
-    it holds, `reference` where they are on the hub ("owner/repo@commit:file"; empty for others).
+    `network` is the `nn.Module` in its inference form: normalised pixels in, logits out. The one given stays as it is;
+    one that is folded already is taken with its own type of products. `name` and `sha256` say which weights it holds,
+    `reference` where they are on the hub ("owner/repo@commit:file"; empty for others).
     """
 
     def __init__(
         self,
-        network: D2LS,
+        network: D2LS | FoldedD2LS,
         description: ModelDescription,
         *,
         name: str,
@@ -61,7 +62,8 @@ class D2LSSegmenter:
     ) -> None:
         self.device = choose_device(device)
         self.dtype = choose_dtype(precision, self.device)
-        self.network = network.eval().to(self.device).to(memory_format=torch.channels_last)
+        folded = network if isinstance(network, FoldedD2LS) else fold(network, self.dtype)
+        self.network = folded.to(self.device)
         self.description = description
         self.name, self.sha256, self.reference = name, sha256, reference
         self.labels, self.bands, self.value_range = description.labels, description.bands, description.value_range
@@ -82,10 +84,8 @@ class D2LSSegmenter:
     @torch.inference_mode()
     def score(self, batch: Tensor) -> Tensor:
         """(B, bands, H, W) raw pixel values -> (B, N, H, W) float32 probabilities, any H and W."""
-        with autocast(self.device, self.dtype):
-            logits = self.network(self.normalise(batch))
-        assert isinstance(logits, Tensor)
-        return logits.float().softmax(1)
+        logits: Tensor = self.network(self.normalise(batch))
+        return logits.softmax(1)
 
     def predict(self, array: np.ndarray, **options: Any) -> np.ndarray:
         """(bands, H, W) raw pixel values -> (H, W) uint8 class indices; see `predict_array`."""

@@ -47,6 +47,26 @@ def tiles(command: Command) -> Command:
     return command
 
 
+def values(command: Command) -> Command:
+    """--bands, --scale and --nodata."""
+    for option in (
+        click.option(
+            "--nodata", metavar="VALUE|none", help="In place of the file's nodata value; none: all values are valid."
+        ),
+        click.option(
+            "--scale", metavar="MIN,MAX|pN,pN",
+            help="Raw values, or percentiles of the scene, that become the ends of the model's value range.",
+        ),
+        click.option(
+            "--bands", metavar="N,N,...",
+            help="The scene's bands for the model's, from 1, or by name.  "
+            "[default: as the file marks them, else in order]",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
 def part(command: Command) -> Command:
     """--window, --bbox, --bbox-crs and --aoi."""
     for option in (
@@ -62,6 +82,10 @@ def part(command: Command) -> Command:
     return command
 
 
+gsd = click.option(
+    "--gsd", metavar="METRES|auto",
+    help="Ground sampling distance to read the scene at, auto for the model's. A map keeps the scene's own grid.",
+)  # fmt: skip
 tta = click.option(
     "--tta",
     type=click.Choice(["none", "flip", "d4", "multiscale"]),

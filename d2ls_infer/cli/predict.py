@@ -39,20 +39,9 @@ if TYPE_CHECKING:
 )
 @options.device
 @options.precision
-@click.option(
-    "--bands", metavar="N,N,...",
-    help="The scene's bands for the model's, from 1, or by name.  [default: as the file marks them, else in order]",
-)  # fmt: skip
-@click.option(
-    "--scale", metavar="MIN,MAX|pN,pN",
-    help="Raw values, or percentiles of the scene, that become the ends of the model's value range.",
-)  # fmt: skip
-@click.option("--nodata", metavar="VALUE|none", help="In place of the file's nodata value; none: all values are valid.")
+@options.values
 @options.part
-@click.option(
-    "--gsd", metavar="METRES|auto",
-    help="Ground sampling distance to read the scene at, auto for the model's. The map keeps the scene's own grid.",
-)  # fmt: skip
+@options.gsd
 @options.tta
 @click.option("--asset", metavar="NAME", help="Of a STAC item: the asset to map.")
 @options.outputs

@@ -31,11 +31,9 @@ if TYPE_CHECKING:
 @click.option("-b", "--batch-size", type=int, help="Tiles at once.  [default: 1 on a CPU, else 8]")
 @options.device
 @options.precision
-@click.option("--bands", metavar="N,N,...", help="The scene's bands for the model's, see predict --help.")
-@click.option("--scale", metavar="MIN,MAX|pN,pN", help="What becomes the model's value range, see predict --help.")
-@click.option("--nodata", metavar="VALUE|none", help="In place of the file's nodata value; none: all values are valid.")
+@options.values
 @options.part
-@click.option("--gsd", metavar="METRES|auto", help="Ground sampling distance to read the scene at, auto: the model's.")
+@options.gsd
 @options.tta
 @click.option("--json", "json_file", metavar="FILE", type=click.Path(path_type=Path), help="All numbers and settings.")
 @click.option(
@@ -43,6 +41,7 @@ if TYPE_CHECKING:
     help="The curve, and the place where the maps differ most. Needs matplotlib.",
 )  # fmt: skip
 @options.overwrite
+@options.log_level
 @options.quiet
 def seams(
     scene: str,

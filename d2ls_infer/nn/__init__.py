@@ -1,6 +1,17 @@
 """The D2LS network and nothing else."""
 
 from d2ls_infer.nn.d2ls import D2LS, D2LSConfig, TrainingOutput, autocast
+from d2ls_infer.nn.folded import FoldedD2LS, fold
 from d2ls_infer.nn.pretrained import count_parameters, load_weights, weights_of
 
-__all__ = ["D2LS", "D2LSConfig", "TrainingOutput", "autocast", "count_parameters", "load_weights", "weights_of"]
+__all__ = [
+    "D2LS",
+    "D2LSConfig",
+    "FoldedD2LS",
+    "TrainingOutput",
+    "autocast",
+    "count_parameters",
+    "fold",
+    "load_weights",
+    "weights_of",
+]

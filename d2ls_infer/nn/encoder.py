@@ -66,7 +66,7 @@ class Encoder(nn.Module):
         """The raw stage outputs F1..F4, each (B, Ci, H/stride, W/stride)."""
         if self.slow_in_bfloat16 and pixels.device.type == "cpu":
             with torch.autocast(pixels.device.type, enabled=False):
-                features = self.backbone(pixels.to(self.aggregator.weight.dtype))
+                features = self.backbone(pixels.to(next(self.backbone.parameters()).dtype))
         else:
             features = self.backbone(pixels)
         features = [features[level] for level in self.levels]
