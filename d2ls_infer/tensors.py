@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d2ls_infer.errors import WeightsError, shortened
+from d2ls_infer.files import write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,6 +109,4 @@ def write_tensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str
     """Write a file whole or not at all."""
     from safetensors.torch import save
 
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(save({key: value.contiguous() for key, value in state.items()}, dict(metadata)))
-    partial.replace(path)
+    write_whole(path, save({key: value.contiguous() for key, value in state.items()}, dict(metadata)))

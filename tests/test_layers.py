@@ -14,6 +14,7 @@ PACKAGE = Path(d2ls_infer.__file__).parent
 # From the bottom up. The tiling stands above what reads and segments, since both know of tiles.
 LAYERS = (
     "errors",
+    "files",
     "background",
     "labels",
     "licence",

@@ -12,6 +12,7 @@ import click
 from d2ls_infer import __version__
 from d2ls_infer.cli import options
 from d2ls_infer.errors import UsageError
+from d2ls_infer.files import write_whole
 
 if TYPE_CHECKING:
     from d2ls_infer.seams import SeamReport
@@ -90,11 +91,11 @@ def seams(
     with options.progress_bar(Path(scene).name, unit="tile", quiet=quiet) as bar:
         report = measure_seams(segmenter, scene, shifts=shares, progress=bar, **settings)
     if json_file is not None:
-        write(json_file, (json.dumps({"version": __version__, **report.to_dict()}, indent=2) + "\n").encode())
+        write_whole(json_file, (json.dumps({"version": __version__, **report.to_dict()}, indent=2) + "\n").encode())
     if picture is not None:
         from d2ls_infer.seams.picture import seams_png
 
-        write(picture, seams_png(report))
+        write_whole(picture, seams_png(report))
     click.echo(show(report))
 
 
@@ -108,16 +109,6 @@ def check_picture(picture: Path, json_file: Path | None) -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise UsageError("--picture needs matplotlib: pip install 'd2ls-infer[train]'") from error
-
-
-def write(path: Path, content: bytes) -> None:
-    """A file that is whole once it has its name."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def show(report: SeamReport) -> str:

@@ -21,6 +21,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
 from d2ls_infer.errors import MissingFileError, OutputExistsError, RasterError, UsageError
+from d2ls_infer.files import write_whole
 from d2ls_infer.labels import NODATA, LabelMap
 from d2ls_infer.raster.dataset import local_file
 from d2ls_infer.raster.scene import Scene
@@ -225,13 +226,8 @@ def put(path: Path, content: bytes | None) -> None:
     """Make a small file what it shall be, all of it or nothing; None: let it not be there."""
     if content is None:
         path.unlink(missing_ok=True)
-        return
-    partial = Path(f"{path}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    else:
+        write_whole(path, content)
 
 
 def remove_raster(path: Path) -> None:

@@ -12,6 +12,8 @@ from lightning.pytorch.callbacks import Callback
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from d2ls_infer.files import write_whole
+
 Points = list[tuple[int, float]]
 """(epoch, value), the first epoch being 1."""
 
@@ -51,9 +53,7 @@ def write_json(points: dict[str, Points], file: Path) -> None:
     """{name: [[epoch, value], ...]}; null for a value that is no number."""
     known = {name: [(e, v if math.isfinite(v) else None) for e, v in values] for name, values in sorted(points.items())}
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(values)}" for name, values in known.items())
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text("{\n" + lines + "\n}\n", encoding="utf-8")
-    partial.replace(file)
+    write_whole(file, ("{\n" + lines + "\n}\n").encode())
 
 
 def draw(points: dict[str, Points], file: Path) -> None:
