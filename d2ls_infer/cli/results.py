@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def show(results: Iterable[PredictResult | Plan | FailedScene], scenes: int, *, as_json: bool, quiet: bool) -> None:
-    """Tell each result as it comes, at the end which scenes failed, and leave with 1 if any did.
+    """Tell each result as it comes, and at the end which scenes failed.
 
-    Of a single scene its error is raised.
+    Leaves with 1 if any did, with their code if all did for the like reasons. Of a single scene its error is raised.
     """
     from d2ls_infer.batch import FailedScene
     from d2ls_infer.plan import Plan
@@ -43,7 +43,8 @@ def show(results: Iterable[PredictResult | Plan | FailedScene], scenes: int, *, 
         if not (quiet or as_json):
             rows = [[failure.source, one_line(failure.error)] for failure in failed]
             click.echo(f"\n{len(failed)} of {scenes} scenes failed:\n{table(['scene', 'why'], rows)}")
-        sys.exit(1)
+        codes = {failure.error.exit_code for failure in failed}
+        sys.exit(codes.pop() if len(failed) == scenes and len(codes) == 1 else 1)
 
 
 def one_line(error: BaseException) -> str:

@@ -188,14 +188,17 @@ def test_options_of_reading_that_make_no_sense(
     assert files_in(folder) == before
 
 
-def test_what_is_wrong_with_the_part_of_the_last_scene_is_told_first(
+def test_a_scene_outside_of_the_part_is_told_first_and_the_others_are_mapped(
     d2ls: D2LS, folder: Path, tiny_weights: Path, write_raster: Write, pixels: Pixels
 ) -> None:
     write_raster(folder / "far.tif", pixels(3, 40, 30), transform=Affine(2, 0, 0, 0, -2, 0))
     box = f"{LEFT},{TOP - 20},{LEFT + 20},{TOP}"
     result = d2ls("predict", folder / "a.tif", folder / "far.tif", "-m", tiny_weights, "--bbox", box)
-    assert_error(result, 2, "far.tif do not meet")
-    assert maps_in(folder) == []
+    assert result.exit_code == 1
+    (error,) = result.stderr.splitlines()
+    assert error.startswith("Error: ")
+    assert "far.tif do not meet" in error
+    assert maps_in(folder) == ["a_d2ls-tiny.tif"]
 
 
 def test_values_that_are_no_real_numbers(d2ls: D2LS, tmp_path: Path, tiny_weights: Path, write_raster: Write) -> None:

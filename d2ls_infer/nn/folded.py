@@ -1,0 +1,347 @@
+"""The network as it runs: D2LS with all that does not depend on the pixels worked out beforehand.
+
+Its logits are those of the network it is made of, up to rounding. How much each part is worth is measured by
+`tests/benchmarks/forward.py`.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import ExitStack
+
+import torch
+import torch.nn.functional as F
+from timm.layers.mlp import Mlp
+from timm.models.convnext import ConvNeXtBlock
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from d2ls_infer.nn.d2ls import D2LS, autocast, pad_to_stride
+from d2ls_infer.nn.decoder import HEADS, Attention, Decoder, InteractionBlock, Upsampler, per_head
+from d2ls_infer.nn.dictionary import DictionaryGenerator
+from d2ls_infer.nn.encoder import Encoder
+
+SIZES = 3
+"""The sizes whose positional terms are kept: as many as the test-time augmentation has magnifications."""
+
+PIECE_BYTES = 8 << 20
+"""How much of an MLP's widest tensor a CPU works on at once; more falls out of its cache."""
+
+
+@torch.no_grad()
+def fold(network: D2LS, dtype: torch.dtype = torch.float32) -> FoldedD2LS:
+    """The inference form of a network, on the same device, in eval mode. The network itself stays as it is.
+
+    dtype: float32, bfloat16 or float16, which the products over the pixels run in.
+    """
+    return FoldedD2LS(copy.deepcopy(network).float().eval(), dtype)
+
+
+class FoldedD2LS(nn.Module):
+    """(B, C, H, W) normalised pixels, any H, W >= 1 -> (B, N, H, W) float32 logits. Nothing in it learns.
+
+    `dtype` is for products. What they are added up to stays in float32, and so do the dictionary and its tokens, a few
+    vectors. Takes the network apart; `fold` gives it a copy.
+    """
+
+    def __init__(self, network: D2LS, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config, self.dtype = network.config, dtype
+        # Pixel shuffles take every fourth channel. In this order, kept throughout, those are neighbours.
+        order = torch.arange(self.config.embed_dim).view(-1, 4).T.flatten()
+        self.mapping = FoldedMapping(network.encoder, order)
+        self.encoder = folded_backbone(network.encoder, self.config.in_channels, dtype)
+        self.dictionary = FoldedDictionary(network.dictionary)
+        self.decoder = FoldedDecoder(network.decoder, order, dtype)
+        self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def forward(self, pixels: Tensor) -> Tensor:
+        height, width = pixels.shape[-2:]
+        pixels = pad_to_stride(pixels).contiguous(memory_format=torch.channels_last)
+        with autocast(pixels.device, self.dtype):
+            levels = self.encoder.backbone_features(pixels)
+        with torch.autocast(pixels.device.type, enabled=False):  # from here on, types are said where they change
+            levels = [level.float() for level in levels]
+            logits: Tensor = self.decoder(self.dictionary(levels[-1]), self.mapping(levels))
+        return logits[..., :height, :width]
+
+
+class FoldedMapping(nn.Module):
+    """F1..F4 float32 -> E0 (B, C', h, w) float32, channels last: `Encoder.folded`, worked out.
+
+    Resizing keeps constants, so one bias serves all levels.
+    """
+
+    def __init__(self, encoder: Encoder, order: Tensor) -> None:
+        super().__init__()
+        weights, biases = zip(*encoder.folded(), strict=True)
+        self.weights = nn.ParameterList(weight[order] for weight in weights)
+        self.bias = nn.Parameter(torch.stack(biases).sum(0)[order])
+
+    def forward(self, levels: list[Tensor]) -> Tensor:
+        total = F.conv2d(levels[0], self.weights[0], self.bias)
+        for level, weight in zip(levels[1:], self.weights[1:], strict=True):
+            total += F.interpolate(F.conv2d(level, weight), total.shape[-2:], mode="bilinear", align_corners=False)
+        return total
+
+
+class FoldedDictionary(nn.Module):
+    """F4 (B, C4, h, w) -> dynamic dictionary D0 (B, N, C'). The variants are the same for every image."""
+
+    def __init__(self, generator: DictionaryGenerator) -> None:
+        super().__init__()
+        self.modulator = generator.modulator
+        self.variants = nn.Parameter(generator.expand(generator.static).reshape(*self.modulator.shape, -1))
+
+    def forward(self, deepest: Tensor) -> Tensor:
+        return torch.einsum("bnr,nrc->bnc", self.modulator(deepest), self.variants)
+
+
+class FoldedDecoder(nn.Module):
+    """Dictionary (B, N, C') and E0 (B, C', h, w), both float32 -> logits (B, N, 4h, 4w) float32.
+
+    `positions` holds, for the last `SIZES` sizes, the positional term of each attention in the order they run. That is
+    7 C' / 2 values a token of the image with three stages: 59 MB in float32 for 512 pixels squared.
+    """
+
+    def __init__(self, decoder: Decoder, order: Tensor, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.position = decoder.position
+        # The scores of the first attention, of features that no norm has been over yet, are in the hundreds, where a
+        # bfloat16 is off by 2 and the softmax by much more. Rounded, they turn more labels than all that follows.
+        first = [torch.float32] + [dtype] * len(decoder.blocks)
+        self.blocks = nn.ModuleList(
+            FoldedBlock(block, order, dtype, tokens_dtype)  # type: ignore[arg-type]
+            for block, tokens_dtype in zip(decoder.blocks, first, strict=False)
+        )
+        self.final_attention = TokensQueryImage(decoder.final_attention, order, dtype)
+        self.final_norm = decoder.final_norm
+        self.dictionary_head = decoder.dictionary_head
+        self.upsampler = FoldedUpsampler(decoder.upsampler)
+        self.positions: dict[tuple[int, int, torch.device], list[Tensor]] = {}
+
+    def forward(self, dictionary: Tensor, features: Tensor) -> Tensor:
+        height, width = features.shape[-2:]
+        positions = iter(self.positions_of(height, width))
+        image = features.permute(0, 2, 3, 1).flatten(1, 2).contiguous()  # (B, h*w, C')
+        tokens = dictionary
+        for block in self.blocks:
+            tokens, image = block(tokens, image, dictionary, next(positions), next(positions))
+        tokens = self.final_norm(tokens + self.final_attention(tokens + dictionary, image, next(positions)))
+        logits: Tensor = self.upsampler(image, self.dictionary_head(tokens), height, width)
+        return logits
+
+    def positions_of(self, height: int, width: int) -> list[Tensor]:
+        size = (height, width, self.position.gaussian.device)
+        found = self.positions.pop(size, None)
+        if found is None:
+            position = self.position(height, width)
+            attentions = (TokensQueryImage, ImageQueriesTokens)
+            found = [module.place(position) for module in self.modules() if isinstance(module, attentions)]
+        self.positions[size] = found  # as the latest
+        while len(self.positions) > SIZES:
+            del self.positions[next(iter(self.positions))]
+        return found
+
+
+class FoldedBlock(nn.Module):
+    """One stage: D queries E, then E queries D. Shapes as in `InteractionBlock`; `image` is overwritten.
+
+    dtype: of the products of the image's queries; tokens_dtype: of the tokens'.
+    """
+
+    def __init__(self, block: InteractionBlock, order: Tensor, dtype: torch.dtype, tokens_dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dictionary_queries_image = TokensQueryImage(block.dictionary_queries_image, order, tokens_dtype)
+        self.norm_dictionary = block.norm_dictionary
+        self.image_queries_dictionary = ImageQueriesTokens(block.image_queries_dictionary, order, dtype)
+        self.norm_image = block.norm_image
+        self.norm_image.weight.copy_(self.norm_image.weight[order])
+        self.norm_image.bias.copy_(self.norm_image.bias[order])
+
+    def forward(
+        self, tokens: Tensor, image: Tensor, token_position: Tensor, of_tokens: Tensor, of_image: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        update = self.dictionary_queries_image(tokens + token_position, image, of_tokens)
+        tokens = self.norm_dictionary(tokens + update)
+        image += self.image_queries_dictionary(image, tokens + token_position, tokens, of_image)
+        return tokens, self.norm_image(image)
+
+
+class TokensQueryImage(nn.Module):
+    """`Attention.tokens_query_image`: query (B, N, C'), image (B, M, C'), both float32 -> (B, N, C') float32.
+
+    Whatever adds the same to the scores of all pixels changes no softmax: the keys have no bias. The weights of the
+    pixels sum to 1: the values' bias is the output's.
+    """
+
+    def __init__(self, attention: Attention, order: Tensor, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.query = scaled(attention.q, attention.scale)
+        self.key = attention.k.weight  # (C'/2, C')
+        self.probe = nn.Parameter(per_head(self.key)[..., order])  # (heads, d, C')
+        self.value = nn.Parameter(per_head(attention.v.weight)[..., order])
+        self.out = attention.out
+        self.out.bias.copy_(self.out(attention.v.bias))
+
+    def place(self, position: Tensor) -> Tensor:
+        """(M, C') -> what the pixels' places are to each head, (heads, d, M) in `dtype`."""
+        return per_head(self.key @ position.T).to(self.dtype)
+
+    def forward(self, query: Tensor, image: Tensor, position: Tensor) -> Tensor:
+        image = image.to(self.dtype)
+        weights = scores(self.query(query), self.probe, image, position).softmax(-1)  # (B, heads*N, M)
+        mixed = per_head(torch.bmm(weights, image).float(), axis=1)  # (B, heads, N, C')
+        update: Tensor = self.out(torch.einsum("bhnc,hdc->bnhd", mixed, self.value).flatten(2))
+        return update
+
+
+class ImageQueriesTokens(nn.Module):
+    """`Attention.image_queries_tokens` without the sum: image (B, M, C'), tokens (B, N, C') -> (B, M, C')."""
+
+    def __init__(self, attention: Attention, order: Tensor, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.query = attention.q
+        self.key = scaled(attention.k, attention.scale)
+        self.value = attention.v
+        self.probe = nn.Parameter(per_head(attention.q.weight)[..., order])  # (heads, d, C')
+        self.out = nn.Parameter(per_head(attention.out.weight.T)[..., order])
+        self.bias = nn.Parameter(attention.out.bias[order] / HEADS)  # the weights of each head sum to 1
+
+    def place(self, position: Tensor) -> Tensor:
+        """(M, C') -> what the pixels' places are to each head, (heads, d, M) in `dtype`."""
+        return per_head(self.query(position).T.contiguous()).to(self.dtype)
+
+    def forward(self, image: Tensor, key: Tensor, value: Tensor, position: Tensor) -> Tensor:
+        found = scores(self.key(key), self.probe, image.to(self.dtype), position)
+        weights = per_head(found, axis=1).softmax(-2).flatten(1, 2)  # (B, heads*N, M)
+        values = torch.einsum("bnhd,hdc->bhnc", per_head(self.value(value), axis=2), self.out) + self.bias
+        return torch.bmm(weights.transpose(1, 2), values.flatten(1, 2).to(self.dtype))
+
+
+def scores(tokens: Tensor, probe: Tensor, image: Tensor, position: Tensor) -> Tensor:
+    """Products of projected tokens (B, N, C'/2) with every pixel of the image and its place: (B, heads*N, M).
+
+    Projecting the tokens and not the pixels, as `Attention` does, is the cheaper order up to 16 classes.
+    """
+    tokens = per_head(tokens, axis=2)  # (B, N, heads, d)
+    probes = torch.einsum("bnhd,hdc->bhnc", tokens, probe).flatten(1, 2)  # (B, heads*N, C')
+    placed = torch.einsum("bnhd,hdm->bhnm", tokens.to(image.dtype), position).flatten(1, 2)
+    return torch.baddbmm(placed, probes.to(image.dtype), image.transpose(1, 2))
+
+
+class FoldedUpsampler(nn.Module):
+    """Image tokens (B, h*w, C') and class vectors (B, N, C'/16) -> logits (B, N, 4h, 4w), all float32.
+
+    The last product in bfloat16 would turn as many labels as all the others together.
+    """
+
+    def __init__(self, upsampler: Upsampler) -> None:
+        super().__init__()
+        self.norm = upsampler.norm
+
+    def forward(self, image: Tensor, classes: Tensor, height: int, width: int) -> Tensor:
+        # Of each of a pixel's four parts, every fourth channel is of the same one of its four parts again.
+        parts = torch.eye(4, device=classes.device)
+        spread = torch.einsum("bnc,st->bsnct", classes, parts).flatten(3).flatten(1, 2)  # (B, 4*N, C'/4)
+        x = F.gelu(F.gelu(self.norm(torch.unflatten(image, -1, (4, -1)))))  # (B, h*w, 4, C'/4)
+        logits = x.new_empty(*classes.shape[:2], height, 4, width, 4)
+        for first, part in enumerate(x.unbind(2)):
+            planes = torch.bmm(spread, part.transpose(1, 2)).view(len(x), 4, -1, height, width)
+            # Plane by plane: one copy of all would run along sides of 2 pixels, and takes 16 times as long.
+            for second, plane in enumerate(planes.unbind(1)):
+                logits[..., first // 2 * 2 + second // 2, :, first % 2 * 2 + second % 2] = plane
+        return logits.flatten(4).flatten(2, 3)
+
+
+def scaled(layer: nn.Linear, scale: float) -> nn.Linear:
+    """The layer itself, its output now `scale` times what it was."""
+    layer.weight.mul_(scale)
+    layer.bias.mul_(scale)
+    return layer
+
+
+def folded_backbone(encoder: Encoder, in_channels: int, dtype: torch.dtype) -> Encoder:
+    """The encoder itself, without mapping and aggregator, and its backbone ready to run."""
+    del encoder.mapping, encoder.aggregator
+    fold_mlps(encoder.backbone)
+    encoder.backbone = with_folded_norms(encoder.backbone, in_channels)
+    if not encoder.slow_in_bfloat16:  # those run in float32 on a CPU
+        for module in encoder.backbone.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.to(dtype)  # autocast would do so on every run
+    return encoder
+
+
+def fold_mlps(backbone: nn.Module) -> None:
+    """The layer scales of ConvNeXt go into the layer before, and its MLPs run piece by piece."""
+    for block in backbone.modules():
+        if isinstance(block, ConvNeXtBlock) and type(block.mlp) is Mlp and not block.use_conv_mlp:
+            if block.gamma is not None:
+                block.mlp.fc2.get_parameter("weight").mul_(block.gamma[:, None])
+                block.mlp.fc2.get_parameter("bias").mul_(block.gamma)
+                block.gamma = None
+            block.mlp = PiecewiseMlp(block.mlp)  # type: ignore[assignment]
+
+
+class PiecewiseMlp(nn.Module):
+    """(B, h, w, C) -> the same in float32, for the sum over the blocks: an MLP over a few thousand pixels at a time."""
+
+    def __init__(self, mlp: Mlp) -> None:
+        super().__init__()
+        self.fc1, self.act, self.fc2 = mlp.fc1, mlp.act, mlp.fc2
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(0, 2)
+        size = len(rows)
+        if x.device.type == "cpu":
+            bias = self.fc1.get_parameter("bias")  # as wide as the widest tensor, and of its type
+            size = max(1, PIECE_BYTES // bias.nbytes)
+        out = torch.empty(rows.shape, device=x.device)
+        for piece, target in zip(torch.split(rows, size), torch.split(out, size), strict=True):
+            target.copy_(self.fc2(self.act(self.fc1(piece))))
+        return out.view(x.shape)
+
+
+def with_folded_norms(backbone: nn.Module, in_channels: int) -> nn.Module:
+    """A backbone in eval mode with its batch norms folded into the convolutions right before them.
+
+    Which those are, a run over a few pixels tells; where it then gives other features, a convolution's output went
+    elsewhere too, and the backbone comes back as it was.
+    """
+    if not any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules()):
+        return backbone
+    folded = copy.deepcopy(backbone)
+    pixels = torch.linspace(-1, 1, in_channels * 64 * 64).view(1, in_channels, 64, 64)
+    pixels = pixels.to(next(backbone.parameters()).device)
+    produced: list[tuple[Tensor, nn.Conv2d]] = []
+    followers: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
+
+    def after_convolution(module: nn.Conv2d, _: tuple[Tensor], output: Tensor) -> None:
+        produced.append((output, module))
+
+    def before_norm(module: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
+        followers.extend((convolution, module) for output, convolution in produced if output is inputs[0])
+
+    with ExitStack() as hooks:
+        for module in folded.modules():
+            if isinstance(module, nn.Conv2d):
+                hooks.enter_context(module.register_forward_hook(after_convolution))
+            elif isinstance(module, nn.BatchNorm2d):
+                hooks.enter_context(module.register_forward_pre_hook(before_norm))
+        expected = folded(pixels)
+    names = {module: name for name, module in folded.named_modules()}
+    for convolution, norm in followers:
+        mean, variance = norm.running_mean, norm.running_var
+        if mean is None or variance is None:  # it goes by each batch
+            continue
+        convolution.weight, convolution.bias = fuse_conv_bn_weights(
+            convolution.weight, convolution.bias, mean, variance, norm.eps, norm.weight, norm.bias
+        )
+        folded.set_submodule(names[norm], getattr(norm, "act", nn.Identity()))  # timm's norms hold an activation
+    found = folded(pixels)
+    same = all((a - b).abs().max() <= 1e-2 * b.abs().max() for a, b in zip(found, expected, strict=True))
+    return folded if same else backbone

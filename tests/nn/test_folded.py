@@ -1,0 +1,290 @@
+"""The inference form against the network it is made of: equal logits, nothing of the network touched."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from timm.layers.mlp import Mlp
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from d2ls_infer.nn import D2LS, FoldedD2LS, fold
+from d2ls_infer.nn.folded import SIZES, PiecewiseMlp, with_folded_norms
+
+MakeNetwork = Callable[..., D2LS]
+RandomPixels = Callable[..., Tensor]
+
+LITE = "tf_efficientnet_lite0"
+CONVNEXT = "convnext_tiny"  # the smallest with linear layers; convnext_atto has convolutions in their place
+BACKBONES = ("convnext_atto", LITE, "resnet18", "mobilenetv3_small_050")
+
+
+@torch.no_grad()
+def liven(network: D2LS) -> D2LS:
+    """Norms, biases and layer scales as training leaves them: not the ones and zeros they start with."""
+    draw = torch.Generator().manual_seed(7)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.normal_(0, 0.3, generator=draw)
+            module.running_var.uniform_(0.5, 2, generator=draw)
+        for name, value in module.named_parameters(recurse=False):
+            if name == "gamma":
+                value.uniform_(0.2, 0.8, generator=draw)
+            elif name == "bias":
+                value.normal_(0, 0.3, generator=draw)
+            elif value.ndim == 1:
+                value.uniform_(0.5, 1.5, generator=draw)
+    return network
+
+
+def assert_close(found: Tensor, expected: Tensor) -> None:
+    """To float32's rounding: a bias, a scale or a channel out of place is off by more than the logits' spread."""
+    assert found.shape == expected.shape
+    assert found.dtype == torch.float32
+    assert expected.std() > 1e-2, "logits that are all alike would say nothing"
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("stages", [1, 2, 3])
+@pytest.mark.parametrize("num_classes", [1, 2, 7])
+def test_folded_logits_are_the_networks(
+    make_network: MakeNetwork, random_pixels: RandomPixels, backbone: str, stages: int, num_classes: int
+) -> None:
+    network = liven(make_network(backbone=backbone, stages=stages, num_classes=num_classes))
+    pixels = random_pixels(1, 3, 64, 96)
+    assert_close(fold(network)(pixels), network(pixels))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backbone", ["convnext_atto", LITE])
+@pytest.mark.parametrize("size", [(1, 1), (7, 45), (33, 65), (100, 31), (160, 32)])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_folded_logits_are_the_networks_at_any_size(
+    make_network: MakeNetwork, random_pixels: RandomPixels, backbone: str, size: tuple[int, int], batch: int
+) -> None:
+    network = liven(make_network(backbone=backbone))
+    pixels = random_pixels(batch, 3, *size)
+    assert_close(fold(network)(pixels), network(pixels))
+
+
+@torch.no_grad()
+def test_folded_logits_are_the_networks_at_the_width_of_the_paper(
+    make_network: MakeNetwork, random_pixels: RandomPixels
+) -> None:
+    network = liven(make_network(backbone=CONVNEXT, embed_dim=256, stages=3, reduction=3, in_channels=4))
+    pixels = random_pixels(1, 4, 64, 64)
+    folded = fold(network)
+    assert sum(isinstance(module, PiecewiseMlp) for module in folded.modules()) == 18
+    assert_close(folded(pixels), network(pixels))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_layout_of_the_pixels_does_not_matter(
+    make_network: MakeNetwork, random_pixels: RandomPixels, layout: torch.memory_format
+) -> None:
+    network = liven(make_network())
+    pixels = random_pixels(2, 3, 64, 64).contiguous(memory_format=layout)
+    assert_close(fold(network)(pixels), network(pixels))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_image_does_not_depend_on_the_rest_of_its_batch(
+    make_network: MakeNetwork, random_pixels: RandomPixels, dtype: torch.dtype
+) -> None:
+    folded = fold(liven(make_network()), dtype)
+    pixels = random_pixels(3, 3, 64, 45)
+    together = folded(pixels)
+    apart = torch.cat([folded(image[None]) for image in pixels])
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(together, apart, rtol=0, atol=tolerance * float(apart.abs().max()))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backbone", ["convnext_atto", LITE])
+def test_products_in_half_precision_are_nearly_the_same(
+    make_network: MakeNetwork, random_pixels: RandomPixels, backbone: str, dtype: torch.dtype
+) -> None:
+    network = liven(make_network(backbone=backbone))
+    pixels = random_pixels(1, 3, 64, 64)
+    found, expected = fold(network, dtype)(pixels), network(pixels)
+    assert found.dtype == torch.float32
+    assert 0 < (found - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+def test_depth_wise_backbones_keep_their_weights_in_float32(make_network: MakeNetwork) -> None:
+    kept = {value.dtype for value in fold(make_network(backbone=LITE), torch.bfloat16).encoder.parameters()}
+    cast = fold(make_network(), torch.bfloat16).encoder
+    assert kept == {torch.float32}
+    assert {m.weight.dtype for m in cast.modules() if isinstance(m, nn.Conv2d | nn.Linear)} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("backbone", ["convnext_atto", LITE])
+@pytest.mark.parametrize("training", [False, True])
+def test_the_network_stays_as_it_is(
+    make_network: MakeNetwork, random_pixels: RandomPixels, backbone: str, training: bool
+) -> None:
+    network = liven(make_network(backbone=backbone)).train(training)
+    before = copy.deepcopy(network.state_dict())
+    layout = {name: value.stride() for name, value in network.named_parameters()}
+    folded = fold(network, torch.bfloat16)
+    folded(random_pixels(1, 3, 32, 32))
+    after = network.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert {name: value.stride() for name, value in network.named_parameters()} == layout
+    assert all(value.requires_grad for value in network.parameters())
+    assert all(module.training == training for module in network.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+    theirs = {value.data_ptr() for value in network.state_dict().values() if value.numel()}
+    assert not theirs & {value.data_ptr() for value in folded.state_dict().values() if value.numel()}
+
+
+def test_nothing_in_it_learns_or_changes_with_use(make_network: MakeNetwork, random_pixels: RandomPixels) -> None:
+    folded = fold(liven(make_network(backbone=LITE)))
+    before = copy.deepcopy(folded.state_dict())
+    pixels = random_pixels(2, 3, 64, 64)
+    given = pixels.clone()
+    first = folded(pixels)
+    assert torch.equal(folded(pixels), first)
+    assert torch.equal(pixels, given)
+    assert not first.requires_grad
+    assert not any(value.requires_grad for value in folded.parameters())
+    assert not any(module.training for module in folded.modules())
+    assert all(torch.equal(value, before[name]) for name, value in folded.state_dict().items())
+
+
+def test_a_network_in_training_is_folded_as_it_is_in_eval_mode(
+    make_network: MakeNetwork, random_pixels: RandomPixels
+) -> None:
+    network, pixels = liven(make_network(backbone=LITE)), random_pixels(1, 3, 64, 64)
+    expected = fold(network)(pixels)
+    assert torch.equal(fold(network.train())(pixels), expected)
+
+
+def test_it_is_smaller_than_the_network(make_network: MakeNetwork) -> None:
+    def values(module: nn.Module) -> int:
+        return sum(value.numel() for value in module.state_dict().values())
+
+    for backbone in ("convnext_atto", LITE):
+        network = make_network(backbone=backbone, embed_dim=256)
+        assert values(fold(network)) < values(network)
+
+
+# What is folded
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "name", ["tf_efficientnet_lite2", "resnet101", "tf_efficientnetv2_b0", "mobilenetv3_large_100"]
+)
+def test_all_batch_norms_are_folded(make_network: MakeNetwork, random_pixels: RandomPixels, name: str) -> None:
+    backbone = liven(make_network(backbone=name)).encoder.backbone
+    folded = with_folded_norms(backbone, 3)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    pixels = random_pixels(1, 3, 64, 32)
+    for found, expected in zip(folded(pixels), backbone(pixels), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+class Forked(nn.Module):
+    """A convolution that its norm shares with another reader."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.norm.weight.data.fill_(3)
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        x = self.convolution(pixels)
+        return [self.norm(x) + x]
+
+
+@torch.no_grad()
+def test_a_convolution_that_others_read_too_is_left_alone(random_pixels: RandomPixels) -> None:
+    backbone = Forked().eval()
+    assert with_folded_norms(backbone, 3) is backbone
+    assert isinstance(backbone.norm, nn.BatchNorm2d)
+
+
+@torch.no_grad()
+def test_mlp_by_pieces_is_the_mlp(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    mlp, x = Mlp(8, 32), torch.randn(2, 5, 7, 8)
+    for limit in (1, 4 * 4 * 32, 1 << 30):  # pieces of one pixel, of four, of all
+        monkeypatch.setattr("d2ls_infer.nn.folded.PIECE_BYTES", limit)
+        torch.testing.assert_close(PiecewiseMlp(mlp)(x), mlp(x), rtol=1e-5, atol=1e-5)
+
+
+# What it costs
+
+
+class Widest(TorchDispatchMode):
+    """The most values per item that any operation gives out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(value, Tensor):
+                self.most = max(self.most, value.numel())
+        return result
+
+
+def test_no_tensor_is_four_times_the_width_at_stride_4(make_network: MakeNetwork, random_pixels: RandomPixels) -> None:
+    """The concatenated levels, the published form's widest tensor, are of that size. The backbone is narrow here."""
+    embed_dim, pixels = 256, random_pixels(1, 3, 128, 128)
+    folded = fold(make_network(embed_dim=embed_dim, stages=1))
+    folded(pixels)  # the positional terms are made, once
+    with Widest() as widest:
+        folded(pixels)
+    assert widest.most == embed_dim * 32 * 32
+
+
+def test_positional_terms_are_kept_for_the_last_sizes(make_network: MakeNetwork, random_pixels: RandomPixels) -> None:
+    folded = fold(liven(make_network()))
+    sizes = [(32, 32 * n) for n in range(1, SIZES + 3)]
+    first = [folded(random_pixels(1, 3, *size)) for size in sizes]
+    positions = folded.decoder.positions
+    assert [(4 * height, 4 * width) for height, width, _ in positions] == sizes[-SIZES:]
+    kept = positions[8, 8 * len(sizes), torch.device("cpu")]
+    again = [folded(random_pixels(1, 3, *size)) for size in (sizes[-1], sizes[0])]
+    assert positions[8, 8 * len(sizes), torch.device("cpu")] is kept
+    assert len(positions) == SIZES
+    assert torch.equal(again[0], first[-1])
+    assert torch.equal(again[1], first[0])
+
+
+def test_positional_terms_made_in_inference_mode_serve_outside(
+    make_network: MakeNetwork, random_pixels: RandomPixels
+) -> None:
+    folded, pixels = fold(liven(make_network())), random_pixels(1, 3, 32, 32)
+    with torch.inference_mode():
+        expected = folded(pixels)
+    assert torch.equal(folded(pixels.requires_grad_()), expected)
+
+
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_an_accelerator_gives_nearly_the_same(
+    make_network: MakeNetwork, random_pixels: RandomPixels, dtype: torch.dtype
+) -> None:
+    network, pixels = liven(make_network()), random_pixels(1, 3, 64, 64)
+    folded: FoldedD2LS = fold(network, dtype)
+    expected = fold(network)(pixels)
+    folded(pixels)  # positional terms on the CPU, which must not be taken for those elsewhere
+    device = torch.accelerator.current_accelerator()
+    found = folded.to(device)(pixels.to(device)).cpu()
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.1 * float(expected.abs().max()))
