@@ -82,9 +82,8 @@ class D2LSModule(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self.matrix = ConfusionMatrix(self.about.labels)
-
-    def validation_step(self, index: int, _: int) -> None:
-        segmenter = D2LSSegmenter(
+        # Of the averaged weights, where there are any: Lightning has put them in place by now.
+        self.segmenter = D2LSSegmenter(
             self.network,
             self.about,
             name="",
@@ -92,9 +91,12 @@ class D2LSModule(pl.LightningModule):
             device=str(self.device),
             precision="bfloat16" if "bf16" in str(self.trainer.precision) else "float32",
         )
-        self.matrix.images += evaluate(segmenter, [self.validation[index]]).full.images
+
+    def validation_step(self, index: int, _: int) -> None:
+        self.matrix.images += evaluate(self.segmenter, [self.validation[index]]).full.images
 
     def on_validation_epoch_end(self) -> None:
+        del self.segmenter
         scores = self.matrix.scores()
         for name in ("iou", "f1"):
             self.log(f"val/mean_{name}", 100 * float(scores.mean(name, without=self.left_out)), sync_dist=True)
