@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from d2ls_infer.errors import D2LSError, UsageError
+from d2ls_infer.options import PredictOptions
 from d2ls_infer.outputs import check_outputs
 from d2ls_infer.plan import Plan, plan_raster
-from d2ls_infer.predict import PredictOptions, PredictResult, Progress, default_output, load_segmenter, predict_raster
+from d2ls_infer.predict import PredictResult, Progress, default_output, load_segmenter, predict_raster
 from d2ls_infer.segmenter import Segmenter
 from d2ls_infer.weights import WeightsFile, find_weights
 

@@ -10,7 +10,8 @@ from typing import Any
 from d2ls_infer.at_once import sample
 from d2ls_infer.errors import UsageError
 from d2ls_infer.memory import peak_bytes
-from d2ls_infer.predict import PredictOptions, choose_batch, prepared, rows_memory
+from d2ls_infer.options import PredictOptions
+from d2ls_infer.predict import choose_batch, prepared, rows_memory
 from d2ls_infer.segmenter import Segmenter
 
 

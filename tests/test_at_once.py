@@ -15,7 +15,7 @@ from torch import Tensor
 from d2ls_infer import at_once, journal, predict_raster
 from d2ls_infer.at_once import Halving, fastest_batch, fitting_batch
 from d2ls_infer.errors import D2LSError, UsageError
-from d2ls_infer.predict import PredictOptions
+from d2ls_infer.options import PredictOptions
 from d2ls_infer.tiling import TileGrid
 
 Write = Callable[..., Path]

@@ -32,6 +32,7 @@ LAYERS = (
     "journal",
     "memory",
     "at_once",
+    "options",
     "notices",
     "predict",
     "plan",

@@ -25,7 +25,8 @@ from rasterio.errors import NotGeoreferencedWarning
 import d2ls_infer
 from d2ls_infer import predict_raster
 from d2ls_infer.errors import D2LSError, MissingFileError, OutputExistsError, RasterError, UsageError
-from d2ls_infer.predict import PredictOptions, default_output
+from d2ls_infer.options import PredictOptions
+from d2ls_infer.predict import default_output
 from d2ls_infer.raster import Scale
 from d2ls_infer.tiling import WINDOWS, TileGrid
 

@@ -13,9 +13,10 @@ import numpy as np
 from d2ls_infer.errors import UsageError
 from d2ls_infer.labels import NODATA, LabelMap
 from d2ls_infer.notices import warn_of_alpha, warn_of_bands, warn_of_gsd, warn_of_type
+from d2ls_infer.options import PredictOptions
 from d2ls_infer.outputs import OutputOptions
 from d2ls_infer.outputs.pictures import ScenePicture
-from d2ls_infer.predict import PredictOptions, Progress, load_segmenter
+from d2ls_infer.predict import Progress, load_segmenter
 from d2ls_infer.raster import Cut, ResampledScene, Scene
 from d2ls_infer.raster.scene import Pixels, read_tiles
 from d2ls_infer.seams.counts import (

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from d2ls_infer import D2LSSegmenter, load_model
-from d2ls_infer.predict import PredictOptions
+from d2ls_infer.options import PredictOptions
 from d2ls_infer.seams import SeamReport, measure_seams
 from d2ls_infer.seams.counts import Changes, total
 

@@ -20,24 +20,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset")
     parser.add_argument("--root", type=Path, required=True)
-    parser.add_argument("--pixels", type=int, default=20_000, help="drawn from each training image")
+    parser.add_argument("--pixels", type=int, default=4_000, help="drawn from each training image")
+    parser.add_argument("--bands", help="names, with commas between; all where it is left out")
     arguments = parser.parse_args()
     dataset = find_dataset(arguments.dataset)
+    names = list(dataset.bands)
+    bands = (
+        [names.index(name.strip()) for name in arguments.bands.split(",")] if arguments.bands else [*range(len(names))]
+    )
 
     rng = np.random.default_rng(42)
     features, truth = [], []
     for image in dataset.images(arguments.root, "train"):
         pixels, mask = image.read()
+        pixels = pixels[bands]
         labelled = np.flatnonzero(mask != NODATA)
         chosen = rng.choice(labelled, min(arguments.pixels, len(labelled)), replace=False)
         features.append(pixels.reshape(len(pixels), -1)[:, chosen].T)
         truth.append(mask.ravel()[chosen])
-    model = HistGradientBoostingClassifier(max_iter=300, early_stopping=False, random_state=42)
+    model = HistGradientBoostingClassifier(
+        max_iter=150, learning_rate=0.08, l2_regularization=1.0, early_stopping=False, random_state=42
+    )
     model.fit(np.concatenate(features), np.concatenate(truth))
 
     matrix = ConfusionMatrix(dataset.labels)
     for image in dataset.images(arguments.root, "val"):
         pixels, mask = image.read()
+        pixels = pixels[bands]
         matrix.add(mask, model.predict(pixels.reshape(len(pixels), -1).T).astype(np.uint8).reshape(mask.shape))
     scores = matrix.scores()
     print(f"mIoU {100 * scores.mean('iou'):.1f} %, overall accuracy {100 * scores.overall_accuracy:.1f} %")
