@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def row(entry: WeightsEntry) -> list[str]:
     return [
         names,
         str(len(description.labels)),
-        ", ".join(description.bands),
+        few(description.bands),
         f"{description.gsd_m:g} m" if description.gsd_m else "any",
         f"{entry.size / 1e6:.1f} MB",
         source(entry),
@@ -56,6 +57,11 @@ def row(entry: WeightsEntry) -> list[str]:
         where(entry)[0],
         f"{metric.name} {metric.value:.1f} % ({metric.split})" if metric else "-",
     ]
+
+
+def few(names: Sequence[str]) -> str:
+    """All of them up to four, else the first three and how many more."""
+    return ", ".join(names if len(names) <= 4 else [*names[:3], f"{len(names) - 3} more"])
 
 
 def source(entry: WeightsEntry) -> str:
