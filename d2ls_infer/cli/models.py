@@ -55,7 +55,7 @@ def row(entry: WeightsEntry) -> list[str]:
         source(entry),
         description.license,
         where(entry)[0],
-        f"{metric.name} {metric.value:.1f} % ({metric.split})" if metric else "-",
+        f"{metric.name} {metric.value:.1f} % ({metric.split.split(', ')[0]})" if metric else "-",  # `show` has it all
     ]
 
 
