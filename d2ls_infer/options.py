@@ -75,6 +75,8 @@ class PredictOptions(OutputOptions):
             object.__setattr__(self, "gsd", parse_gsd(self.gsd))
         if self.max_memory is not None:
             object.__setattr__(self, "max_memory", parse_bytes(self.max_memory))
+            if self.simplify_m is not None:
+                raise UsageError("--simplify holds all outlines of the scene in memory; leave out it or --max-memory")
         if self.tta not in TTA:
             raise UsageError(f"unknown test-time augmentation {self.tta!r}; known are {', '.join(TTA)}")
         object.__setattr__(self, "cut", Cut.of(self.window, self.bbox, self.bbox_crs, self.aoi))

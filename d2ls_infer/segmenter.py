@@ -8,12 +8,12 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from d2ls_infer.errors import D2LSError, UsageError
 from d2ls_infer.labels import NODATA, LabelMap
 from d2ls_infer.manifest import ModelDescription
-from d2ls_infer.nn import D2LS, FoldedD2LS, fold
+from d2ls_infer.nn import inference_form
 from d2ls_infer.tiling import TileGrid, blend, parse_overlap
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -44,14 +44,14 @@ class Segmenter(Protocol):
 class D2LSSegmenter:
     """A D2LS network with the description of its weights. Scores are probabilities.
 
-    `network` is the `nn.Module` in its inference form: normalised pixels in, logits out. The one given stays as it is;
-    one that is folded already is taken with its own type of products. `name` and `sha256` say which weights it holds,
+    `network` is the `nn.Module` in its inference form: normalised pixels in, logits out. A D2LS that is given stays as
+    it is; of one that is folded already, products keep their type. `name` and `sha256` say which weights it holds,
     `reference` where they are on the hub ("owner/repo@commit:file"; empty for others).
     """
 
     def __init__(
         self,
-        network: D2LS | FoldedD2LS,
+        network: nn.Module,
         description: ModelDescription,
         *,
         name: str,
@@ -62,8 +62,7 @@ class D2LSSegmenter:
     ) -> None:
         self.device = choose_device(device)
         self.dtype = choose_dtype(precision, self.device)
-        folded = network if isinstance(network, FoldedD2LS) else fold(network, self.dtype)
-        self.network = folded.to(self.device)
+        self.network = inference_form(network, self.dtype).to(self.device)
         self.description = description
         self.name, self.sha256, self.reference = name, sha256, reference
         self.labels, self.bands, self.value_range = description.labels, description.bands, description.value_range

@@ -14,6 +14,7 @@ import pytest
 from d2ls_infer import predict_raster
 from d2ls_infer.errors import UsageError
 from d2ls_infer.memory import parse_bytes, peak_bytes
+from d2ls_infer.options import PredictOptions
 
 Write = Callable[..., Path]
 Pixels = Callable[..., np.ndarray]
@@ -60,6 +61,12 @@ def test_what_cannot_fit_is_refused_before_anything_is_written(
     with pytest.raises(UsageError, match=r"need about \d\.\d\d GB, --max-memory allows 0\.10 GB"):
         predict_raster(fakes.TileMean(), scene, max_memory="100M")
     assert [path.name for path in tmp_path.iterdir()] == ["scene.tif"]
+
+
+def test_what_cannot_be_bound_is_refused() -> None:
+    with pytest.raises(UsageError, match="--simplify holds all outlines"):
+        PredictOptions(vector=".gpkg", simplify_m=2, max_memory="2G")
+    assert PredictOptions(vector=".gpkg", max_memory="2G").max_memory == 2 * 10**9
 
 
 BOUND = """

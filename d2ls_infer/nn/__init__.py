@@ -1,7 +1,7 @@
 """The D2LS network and nothing else."""
 
 from d2ls_infer.nn.d2ls import D2LS, D2LSConfig, TrainingOutput, autocast
-from d2ls_infer.nn.folded import FoldedD2LS, fold
+from d2ls_infer.nn.folded import FoldedD2LS, fold, inference_form
 from d2ls_infer.nn.pretrained import count_parameters, load_weights, weights_of
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "autocast",
     "count_parameters",
     "fold",
+    "inference_form",
     "load_weights",
     "weights_of",
 ]

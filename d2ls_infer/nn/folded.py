@@ -18,11 +18,14 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from d2ls_infer.nn.d2ls import D2LS, autocast, pad_to_stride
 from d2ls_infer.nn.decoder import HEADS, Attention, Decoder, InteractionBlock, Upsampler, per_head
-from d2ls_infer.nn.dictionary import DictionaryGenerator
+from d2ls_infer.nn.dictionary import DictionaryGenerator, Modulator
 from d2ls_infer.nn.encoder import Encoder
 
 SIZES = 3
 """The sizes whose positional terms are kept: as many as the test-time augmentation has magnifications."""
+
+PARTS = [Encoder, DictionaryGenerator, Decoder]
+"""The kinds of a network's parts, in their order."""
 
 PIECE_BYTES = 8 << 20
 """How much of an MLP's widest tensor a CPU works on at once; more falls out of its cache."""
@@ -35,6 +38,32 @@ def fold(network: D2LS, dtype: torch.dtype = torch.float32) -> FoldedD2LS:
     dtype: float32, bfloat16 or float16, which the products over the pixels run in.
     """
     return FoldedD2LS(copy.deepcopy(network).float().eval(), dtype)
+
+
+def inference_form(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The form a network runs in: folded, if all its parts are those that folding knows, else the network as it is.
+
+    A class made of D2LS, or one of its parts, may work otherwise; folded, it would be another network.
+    """
+    if isinstance(network, FoldedD2LS | Unfolded):
+        return network
+    if type(network) is D2LS and [type(part) for part in network.children()] == PARTS:
+        known = type(network.dictionary.modulator) is Modulator
+        return fold(network, dtype) if known else Unfolded(network, dtype)
+    return Unfolded(network, dtype)
+
+
+class Unfolded(nn.Module):
+    """(B, C, H, W) normalised pixels -> (B, N, H, W) float32 logits, by a network as it is, in eval mode."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network, self.dtype = network.eval().to(memory_format=torch.channels_last), dtype
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        with autocast(pixels.device, self.dtype):
+            logits: Tensor = self.network(pixels)
+        return logits.float()
 
 
 class FoldedD2LS(nn.Module):

@@ -20,10 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from d2ls_infer import D2LSSegmenter, load_model
+from d2ls_infer import D2LSSegmenter
+from d2ls_infer.nn.folded import Unfolded
 from d2ls_infer.options import PredictOptions
 from d2ls_infer.seams import SeamReport, measure_seams
 from d2ls_infer.seams.counts import Changes, total
+from d2ls_infer.weights import find_weights, load_network
 
 GROUPS = ((0, 32), (32, 64), (64, 96), (96, None))
 """Distances to the nearest tile edge, in pixels."""
@@ -32,10 +34,17 @@ SHIFTS = (0.125, 0.25, 0.5)
 """Of the tile grids; a small one leaves pixels that are far from the edges of both tiles."""
 
 
+def unfolded(name: str) -> D2LSSegmenter:
+    """A model whose parts are all there to be changed: in its usual form some are worked out beforehand."""
+    weights = find_weights(name)
+    network = Unfolded(load_network(weights.path, weights.description), torch.float32)
+    return D2LSSegmenter(network, weights.description, name=weights.name, sha256=weights.sha256)
+
+
 @contextmanager
 def without_position(model: D2LSSegmenter) -> Iterator[None]:
     """All pixels of a tile at one place. Zero is the mean of the encoding, which is of sines and cosines."""
-    handle = model.network.decoder.position.register_forward_hook(lambda module, inputs, output: output * 0)
+    handle = model.network.network.decoder.position.register_forward_hook(lambda module, inputs, output: output * 0)
     yield
     handle.remove()
 
@@ -77,7 +86,7 @@ def groups(report: SeamReport) -> list[Changes]:
 
 def main(scene: str, name: str, tile_size: int = 512) -> None:
     logging.disable(logging.WARNING)
-    model = load_model(name)
+    model = unfolded(name)
     options: dict[str, Any] = {"tile_size": tile_size, "overlap": 0}
     with PredictOptions().open(scene, bands=model.bands, value_range=model.value_range) as opened:
         pixels = opened.rows(0, opened.height).values
@@ -85,7 +94,7 @@ def main(scene: str, name: str, tile_size: int = 512) -> None:
     def map_plain() -> np.ndarray:
         return model.predict(pixels, **options, blend_window="none")
 
-    network = model.network
+    network = model.network.network
     dictionary: list[nn.Module] = [network.dictionary]
     # After a stage has asked the tile's pixels, its tokens go through a norm; so do the last ones.
     tokens = [*dictionary, *(block.norm_dictionary for block in network.decoder.blocks), network.decoder.final_norm]

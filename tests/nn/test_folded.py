@@ -12,8 +12,8 @@ from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from d2ls_infer.nn import D2LS, FoldedD2LS, fold
-from d2ls_infer.nn.folded import SIZES, PiecewiseMlp, with_folded_norms
+from d2ls_infer.nn import D2LS, FoldedD2LS, fold, inference_form
+from d2ls_infer.nn.folded import SIZES, PiecewiseMlp, Unfolded, with_folded_norms
 
 MakeNetwork = Callable[..., D2LS]
 RandomPixels = Callable[..., Tensor]
@@ -288,3 +288,41 @@ def test_an_accelerator_gives_nearly_the_same(
     device = torch.accelerator.current_accelerator()
     found = folded.to(device)(pixels.to(device)).cpu()
     torch.testing.assert_close(found, expected, rtol=0, atol=0.1 * float(expected.abs().max()))
+
+
+class Doubled(D2LS):
+    """Another network, made of this one."""
+
+    def forward(self, pixels: Tensor) -> Any:
+        return 2 * super().forward(pixels)  # type: ignore[operator]
+
+
+class Uniform(nn.Module):
+    """A modulator that looks at nothing."""
+
+    def forward(self, deepest: Tensor) -> Tensor:
+        return torch.full((len(deepest), 4, 4), 0.25)
+
+
+@pytest.mark.parametrize("changed", ["class", "modulator", "decoder"])
+def test_what_folding_does_not_know_runs_as_it_is(
+    make_network: MakeNetwork, random_pixels: RandomPixels, changed: str
+) -> None:
+    network = make_network(num_classes=4).train()
+    if changed == "class":
+        network.__class__ = Doubled
+    elif changed == "modulator":
+        network.dictionary.modulator = Uniform()
+    else:
+        network.decoder.__class__ = type("Other", (type(network.decoder),), {})
+    pixels = random_pixels(2, 3, 64, 64)
+    form = inference_form(network, torch.float32)
+    assert isinstance(form, Unfolded)
+    torch.testing.assert_close(form(pixels), network.eval()(pixels))
+    assert inference_form(form, torch.float32) is form
+
+
+def test_the_network_itself_is_folded_once(make_network: MakeNetwork) -> None:
+    form = inference_form(make_network(), torch.float32)
+    assert isinstance(form, FoldedD2LS)
+    assert inference_form(form, torch.float32) is form
