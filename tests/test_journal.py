@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import runpy
 import shutil
 import sqlite3
 import time
@@ -112,7 +113,7 @@ def test_a_run_that_was_stopped_again_and_again_gives_the_same_bytes(
     assert (result.areas, result.tiles, result.skipped) == (whole.areas, whole.tiles, whole.skipped)
 
 
-def run(seconds: float, scene: Path, folder: Path) -> None:
+def run(seconds: float, scene: str, folder: str) -> None:
     """In a process of its own, that is killed sooner or later."""
     torch.set_num_threads(1)
     journal.COMMIT_SECONDS = 0.0
@@ -123,6 +124,9 @@ def test_a_run_that_is_killed_at_random_moments_gives_the_same_bytes(scene: Path
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     straight.mkdir()
     predict_raster(Slow(), scene, straight, tile_size=32, overlap=8, batch_size=2, **RASTERS)
+    # The server's processes know the package, but not the tests' modules: they are told by a file.
+    script = tmp_path / "run.py"
+    script.write_text(f"import runpy\nrunpy.run_path({__file__!r})['run'](0.05, {str(scene)!r}, {str(killed)!r})\n")
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["d2ls_infer.predict"])
     kept = journal_path(killed / "scene_d2ls-slow.tif")
@@ -132,7 +136,7 @@ def test_a_run_that_is_killed_at_random_moments_gives_the_same_bytes(scene: Path
         killed.mkdir()
         kills = 0
         while True:
-            process = processes.Process(target=run, args=(0.05, scene, killed))
+            process = processes.Process(target=runpy.run_path, args=(str(script),))
             process.start()
             before = kept.stat().st_mtime_ns if kept.exists() else 0
             while process.is_alive() and (not kept.exists() or kept.stat().st_mtime_ns == before):

@@ -283,7 +283,7 @@ def test_the_result_tells_files_tiles_and_times(scene: Path, fakes: SimpleNamesp
     assert result.clipped == 0
     assert set(result.seconds) == {"read", "score", "write", "total"}
     assert min(result.seconds.values()) >= 0
-    assert result.seconds["read"] + result.seconds["score"] + result.seconds["write"] <= result.seconds["total"]
+    assert max(result.seconds.values()) == result.seconds["total"]  # stages go on side by side
 
 
 def test_areas_in_degrees_are_summed_by_row(tmp_path: Path, write_raster: Write, fakes: SimpleNamespace) -> None:
