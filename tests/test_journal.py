@@ -227,6 +227,7 @@ def test_what_is_finished_is_left_as_it_is(scene: Path, tmp_path: Path) -> None:
     made, again = Slow(), Slow()
     first = predict_raster(made, scene, **options)
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.iterdir()}
+    journal_path(first.output).touch()  # it was killed right after
     second = predict_raster(again, scene, **options)
     assert (again.scored, second.was_there, first.was_there) == (0, True, False)
     assert (second.areas, second.files, second.resumed_rows) == (first.areas, first.files, 300)
