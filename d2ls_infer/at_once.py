@@ -82,8 +82,9 @@ def fitting_batch(score: Callable[[Tensor], Tensor], batch: Tensor, limit: int, 
     score(batch[:1])
     if (needed := peak_bytes() + others) > limit:
         raise UsageError(
-            f"a tile of {batch.shape[-2]} x {batch.shape[-1]} pixels and a scene of this width need about "
-            f"{needed / 1e9:.2f} GB, --max-memory allows {limit / 1e9:.2f} GB; try a smaller --tile-size, or allow more"
+            f"tiles of {batch.shape[-2]} x {batch.shape[-1]} pixels and a scene of this width need about "
+            f"{needed / 1e9:.2f} GB, {before / 1e9:.2f} GB of them for the program and its model; --max-memory allows "
+            f"{limit / 1e9:.3g} GB. A smaller --tile-size lowers the rest"
         )
     per_tile = max(1, peak_bytes() - before)
     while fitting < wanted:

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from d2ls_infer.errors import RasterError
+from d2ls_infer.errors import RasterError, UsageError
 from d2ls_infer.outputs import Finished
 
 log = logging.getLogger(__name__)
@@ -48,14 +48,24 @@ def key_of(output: Path) -> dict[str, Any] | None:
     return None
 
 
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What two keys do not have in common; of options, which ones and what they were."""
+    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    if "options" not in names:
+        return names
+    old, new = before.get("options", {}), now.get("options", {})
+    told = [f"{name} (it was {old.get(name)})" for name in sorted(old | new) if old.get(name) != new.get(name)]
+    return [name for name in names if name != "options"] + told
+
+
 class Journal:
     """The finished rows of one run; a context manager.
 
     A SQLite file beside the map: what was committed to it is whole, whenever the process is killed. `key` says what the
     result depends on; with `resume`, rows of an earlier run with the same key are taken up, and `rows` says how many of
-    them, from the top, are known. Without it, or for another key, the journal starts anew once there is something to
-    keep. When the `with` block ends without an error the journal is removed; otherwise it stays, if it holds anything,
-    and a warning says so.
+    them, from the top, are known. Raises UsageError that names the differences where the key is another one. Without
+    `resume`, the journal starts anew once there is something to keep. When the `with` block ends without an error the
+    journal is removed; otherwise it stays, if it holds anything, and a warning says so.
     """
 
     def __init__(self, output: Path, key: Mapping[str, Any], *, height: int, resume: bool = False) -> None:
@@ -65,6 +75,8 @@ class Journal:
         self.database: sqlite3.Connection | None = None
         if resume:
             self.take_up()
+        elif self.path.exists():
+            log.warning("%s, of a run that was stopped, is replaced; --resume would have gone on there", self.path)
 
     def take_up(self) -> None:
         """Open the journal of an earlier run, if there is one of this run's key."""
@@ -81,10 +93,12 @@ class Journal:
             self.rows = int(rows or 0)
             log.info("%s: going on after row %d of %d", self.path, self.rows, self.height)
             return
-        before, now = json.loads(found), json.loads(self.key)
-        other = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-        log.warning("%s is of a run with other %s: this one starts at the top", self.path, ", ".join(other))
         self.close()
+        other = ", ".join(differences(json.loads(found), json.loads(self.key)))
+        raise UsageError(
+            f"{self.path} holds {100 * int(rows or 0) / self.height:.0f} % of a map made with other {other}; "
+            "without --resume this run starts anew in its place"
+        )
 
     def at(self, first: int) -> Finished:
         """The known rows that begin at row `first`, as they were handed to `add`."""

@@ -284,6 +284,8 @@ def map_scene(
         for rows in view.restored(blended, first_row=known):
             writer.give(rows)
     warn_of_clipping(scene)
+    if empty == len(grid):
+        log.warning("%s has no valid pixel%s: the map is empty", scene.path, "" if options.cut == Cut() else " there")
     outputs.notes |= {"tiles": len(grid), "skipped": empty, "seconds": watch.total()}
     return PredictResult(
         source=scene.path,

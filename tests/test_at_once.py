@@ -159,7 +159,7 @@ def test_as_many_tiles_as_fit_are_scored_at_once(
     score = growing(monkeypatch, 1000, 100)
     batch = torch.zeros((8, 3, 16, 16))
     if fitting is None:
-        with pytest.raises(UsageError, match=r"--max-memory allows 0\.00 GB; try a smaller --tile-size"):
+        with pytest.raises(UsageError, match=r"--max-memory allows 1\.15e-06 GB. A smaller --tile-size"):
             fitting_batch(score, batch, limit, 50)
     else:
         found = fitting_batch(score, batch, limit, 50)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from d2ls_infer import journal, predict_raster
-from d2ls_infer.errors import D2LSError, OutputExistsError, RasterError
+from d2ls_infer.errors import D2LSError, OutputExistsError, RasterError, UsageError
 from d2ls_infer.journal import Journal, journal_path
 from d2ls_infer.labels import LabelMap
 from d2ls_infer.outputs import Finished
@@ -203,23 +203,30 @@ def test_without_resume_a_run_starts_at_the_top(scene: Path) -> None:
 
 
 @pytest.mark.usefixtures("at_once")
-@pytest.mark.parametrize("changed", ["weights", "options", "scene"])
-def test_what_another_run_has_kept_is_not_taken_up(
-    scene: Path, write_raster: Write, pixels: Pixels, caplog: pytest.LogCaptureFixture, changed: str
+@pytest.mark.parametrize(
+    ("changed", "told"), [("weights", "weights"), ("options", r"overlap \(it was 0\.25\)"), ("scene", "scene")]
+)
+def test_what_another_run_has_kept_is_neither_taken_up_nor_lost(
+    scene: Path, write_raster: Write, pixels: Pixels, caplog: pytest.LogCaptureFixture, changed: str, told: str
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
         predict_raster(Slow(), scene, tile_size=32, progress=stop_at(20))
-    segmenter, overlap = Slow(), 0.25
+    segmenter, options = Slow(), {"tile_size": 32, "overlap": 0.25}
     if changed == "weights":
         segmenter.sha256 = "ef" * 32
     elif changed == "options":
-        overlap = 0.5
+        options["overlap"] = 0.5
     else:
         write_raster(scene, pixels(3, 300, 70))
+    (kept,) = scene.parent.glob("*.journal")
+    content = kept.read_bytes()
+    with pytest.raises(UsageError, match=rf"holds \d+ % of a map made with other {told}; without --resume"):
+        predict_raster(segmenter, scene, resume=True, **options)
+    assert kept.read_bytes() == content
     caplog.clear()
-    result = predict_raster(segmenter, scene, resume=True, tile_size=32, overlap=overlap)
-    assert result.resumed_rows == 0
-    assert f"is of a run with other {changed}: this one starts at the top" in caplog.text
+    assert predict_raster(segmenter, scene, **options).resumed_rows == 0
+    assert "is replaced; --resume would have gone on there" in caplog.text
+    assert not kept.exists()
 
 
 def test_what_is_finished_is_left_as_it_is(scene: Path, tmp_path: Path) -> None:

@@ -132,8 +132,10 @@ def outputs(command: Command) -> Command:
 
 
 def set_log_level(context: click.Context, option: click.Parameter, value: str) -> None:
-    """What is said on standard error: all that is at least so important."""
-    logging.getLogger().setLevel(value.upper())
+    """What is said on standard error: all that is at least so important; of other libraries no more than warnings."""
+    level = logging.getLevelNamesMapping()[value.upper()]
+    logging.getLogger().setLevel(max(level, logging.WARNING))
+    logging.getLogger("d2ls_infer").setLevel(level)
 
 
 log_level = click.option(

@@ -75,7 +75,7 @@ def plan_text(plan: Plan) -> str:
         ["bands", ", ".join(f"{name} = {band}" for name, band in plan.bands.items())],
         ["values", f"{plan.dtype}, {plan.scale}"],
         ["tiles", f"{down * across} ({down} x {across}) of {plan.tile_size} px, {plan.overlap_px} px overlap"],
-        ["network", f"{plan.batch_size} tiles at once on {plan.device}, {plan.precision}"],
+        ["network", f"{plan.batch_size} tile{'s' * (plan.batch_size > 1)} at once on {plan.device}, {plan.precision}"],
         ["memory", "not known on this system" if plan.memory_bytes is None else f"about {size_of(plan.memory_bytes)}"],
         ["disk", f"at most {size_of(plan.disk_bytes)} of rasters"],
         ["time", f"about {duration(plan.seconds)}"],

@@ -31,10 +31,12 @@ def scene(tmp_path: Path, write_raster: Write, pixels: Pixels) -> Path:
 @pytest.fixture(autouse=True)
 def same_signals_and_levels() -> Iterator[None]:
     """The command changes them for its process, which here is that of all tests."""
-    handler, level = signal.getsignal(signal.SIGTERM), logging.getLogger().level
+    handler, loggers = signal.getsignal(signal.SIGTERM), [logging.getLogger(), logging.getLogger("d2ls_infer")]
+    levels = [logger.level for logger in loggers]
     yield
     signal.signal(signal.SIGTERM, handler)
-    logging.getLogger().setLevel(level)
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 # What a run would do
@@ -50,7 +52,7 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(d2ls: D2LS, scene: Path, ti
     assert told["bands"] == "red = 1, green = 2, blue = 3"
     assert told["values"] == "uint8, as they are"
     assert told["tiles"] == "24 (8 x 3) of 64 px, 16 px overlap"
-    assert told["network"] == "1 tiles at once on cpu, float32"
+    assert told["network"] == "1 tile at once on cpu, float32"
     assert told["memory"].startswith("about ")
     assert told["disk"] == "at most 0.1 MB of rasters"
     assert told["time"].startswith("about ")
