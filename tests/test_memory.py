@@ -58,9 +58,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_written(
     tmp_path: Path, write_raster: Write, pixels: Pixels, fakes: SimpleNamespace
 ) -> None:
     scene = write_raster(tmp_path / "scene.tif", pixels(3, 60, 50))
-    with pytest.raises(
-        UsageError, match=r"need about \d\.\d\d GB, .*; --max-memory allows 0\.1 GB"
-    ):
+    with pytest.raises(UsageError, match=r"need about \d\.\d\d GB, .*; --max-memory allows 0\.1 GB"):
         predict_raster(fakes.TileMean(), scene, max_memory="100M")
     assert [path.name for path in tmp_path.iterdir()] == ["scene.tif"]
 
