@@ -38,9 +38,23 @@ def journal_path(output: Path) -> Path:
     return output.with_name(output.name + ".journal")
 
 
+def is_there(path: Path) -> bool:
+    """Whether a journal is there; a map's name may be so long that there cannot be one."""
+    with suppress(OSError):
+        return path.exists()
+    return False
+
+
+def remove_journal(path: Path) -> None:
+    """Remove the file, and what SQLite left beside it when it was killed."""
+    for file in (path, Path(f"{path}-journal")):
+        with suppress(OSError):
+            file.unlink(missing_ok=True)
+
+
 def key_of(output: Path) -> dict[str, Any] | None:
     """The key of the journal beside a map; None where there is none, or none that can be read."""
-    if not journal_path(output).exists():
+    if not is_there(journal_path(output)):
         return None
     with suppress(sqlite3.Error, TypeError, ValueError), closing(sqlite3.connect(journal_path(output))) as database:
         key: dict[str, Any] = json.loads(*database.execute("SELECT key FROM run").fetchone())
@@ -75,12 +89,12 @@ class Journal:
         self.database: sqlite3.Connection | None = None
         if resume:
             self.take_up()
-        elif self.path.exists():
+        elif is_there(self.path):
             log.warning("%s, of a run that was stopped, is replaced; --resume would have gone on there", self.path)
 
     def take_up(self) -> None:
         """Open the journal of an earlier run, if there is one of this run's key."""
-        if not self.path.exists():
+        if not is_there(self.path):
             return
         with self.telling():
             self.database = sqlite3.connect(self.path, check_same_thread=False)
@@ -143,7 +157,7 @@ class Journal:
 
     def begun(self) -> sqlite3.Connection:
         """A new journal in place of another run's; tables and key come into it together, or not at all."""
-        self.remove()
+        remove_journal(self.path)
         database = sqlite3.connect(self.path, check_same_thread=False)
         database.executescript(f"BEGIN; {TABLES}")
         database.execute("INSERT INTO run VALUES (?)", (self.key,))
@@ -163,7 +177,7 @@ class Journal:
     ) -> None:
         if error is None:
             self.close()
-            self.remove()
+            remove_journal(self.path)
             return
         with suppress(RasterError):  # the first error is the one to tell
             if self.database is not None or self.is_time():
@@ -180,12 +194,6 @@ class Journal:
         if self.database is not None:
             self.database.close()
             self.database = None
-
-    def remove(self) -> None:
-        """Remove the file, and what SQLite left beside it when it was killed."""
-        for path in (self.path, Path(f"{self.path}-journal")):
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
 
     @contextmanager
     def telling(self) -> Iterator[None]:

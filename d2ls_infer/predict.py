@@ -19,7 +19,7 @@ from torch import Tensor
 from d2ls_infer import __version__
 from d2ls_infer.at_once import Halving, fastest_batch, fitting_batch, sample
 from d2ls_infer.background import Behind, ahead
-from d2ls_infer.journal import Journal, journal_path, key_of
+from d2ls_infer.journal import Journal, journal_path, key_of, remove_journal
 from d2ls_infer.memory import rows_bytes
 from d2ls_infer.notices import warn_of_alpha, warn_of_bands, warn_of_clipping, warn_of_gsd, warn_of_type
 from d2ls_infer.options import PredictOptions
@@ -150,7 +150,7 @@ def predict_raster(
         identified = bool(getattr(job.segmenter, "sha256", ""))
         if resume and not overwrite:
             if identified and (found := finished_before(job, settings, tags)):
-                journal_path(job.output).unlink(missing_ok=True)  # of a run that was killed right after its last file
+                remove_journal(journal_path(job.output))  # of a run that was killed right after its last file
                 return found
             check_outputs(job.output, settings, source=str(source), overwrite=False)
         job.warn(settings)
