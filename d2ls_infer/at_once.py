@@ -52,6 +52,11 @@ class Halving:
         return self(batch)
 
 
+def usual_batch(device: torch.device | str) -> int:
+    """How many tiles to score at once where nobody says."""
+    return 1 if torch.device(device).type == "cpu" else 8
+
+
 def fastest_batch(score: Score, grid: TileGrid, bands: int) -> int:
     """How many tiles at once take the least time each: 1, 2, 4 and so on are tried while it pays."""
     fastest, best = 1, float("inf")
@@ -71,7 +76,7 @@ def fastest_batch(score: Score, grid: TileGrid, bands: int) -> int:
     return fastest
 
 
-def fitting_batch(score: Callable[[Tensor], Tensor], batch: Tensor, limit: int, others: int) -> int:
+def fitting_batch(score: Score, batch: Tensor, limit: int, others: int) -> int:
     """How many tiles fit at once, at most those of `batch` (B, bands, h, w): tried, starting with one.
 
     limit: bytes that the process may take. others: what is not the network's. Raises UsageError where one tile is too

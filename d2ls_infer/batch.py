@@ -11,9 +11,8 @@ from typing import Any, TypeVar
 
 from d2ls_infer.errors import D2LSError, UsageError
 from d2ls_infer.options import PredictOptions
-from d2ls_infer.outputs import check_outputs
 from d2ls_infer.plan import Plan, plan_raster
-from d2ls_infer.predict import PredictResult, Progress, default_output, load_segmenter, predict_raster
+from d2ls_infer.predict import PredictResult, Progress, checked, default_output, load_segmenter, predict_raster
 from d2ls_infer.segmenter import Segmenter
 from d2ls_infer.weights import WeightsFile, find_weights
 
@@ -97,10 +96,8 @@ def each_scene(
     ready, failed = [], []
     for source, path in places(list(map(str, sources)), None if output is None else Path(output), name, options):
         try:
-            with options.open(source, bands=known.bands, value_range=getattr(known, "value_range", None)) as scene:
-                options.seen(scene, getattr(known, "gsd_m", None))
-                classes = len(known.labels)
-                check_outputs(path, options, source=source, overwrite=overwrite, scene=scene, classes=classes)
+            with checked(known, source, path, options, overwrite=overwrite):
+                pass
         except D2LSError as error:
             failed.append(FailedScene(source, error))
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,15 @@ log = logging.getLogger(__name__)
 
 GSD_TOLERANCE = 1.5
 """How many times larger or smaller than the model's a scene's pixels may be without a warning."""
+
+
+def warn_before(scene: Scene, segmenter: Any, *, bands_chosen: bool, gsd_given: bool) -> None:
+    """All that can be said before the first tile. bands_chosen, gsd_given: whether the user has said those."""
+    warn_of_type(scene)
+    warn_of_bands(scene, segmenter.bands, chosen=bands_chosen)
+    warn_of_alpha(scene)
+    if not gsd_given:
+        warn_of_gsd(scene, getattr(segmenter, "gsd_m", None))
 
 
 def warn_of_type(scene: Scene) -> None:

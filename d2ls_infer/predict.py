@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from d2ls_infer import __version__
-from d2ls_infer.at_once import Halving, fastest_batch, fitting_batch, sample
+from d2ls_infer.at_once import Halving, fastest_batch, fitting_batch, sample, usual_batch
 from d2ls_infer.background import Behind, ahead
 from d2ls_infer.journal import Journal, journal_path, key_of, remove_journal
 from d2ls_infer.memory import rows_bytes
-from d2ls_infer.notices import warn_of_alpha, warn_of_bands, warn_of_clipping, warn_of_gsd, warn_of_type
+from d2ls_infer.notices import warn_before, warn_of_clipping
 from d2ls_infer.options import PredictOptions
 from d2ls_infer.outputs import AreaTally, ClassArea, Finished, Outputs, check_outputs
 from d2ls_infer.raster import (
@@ -33,7 +33,7 @@ from d2ls_infer.raster import (
     stamps,
     was_made_of,
 )
-from d2ls_infer.segmenter import AugmentedSegmenter, D2LSSegmenter, Precision, Segmenter
+from d2ls_infer.segmenter import AugmentedSegmenter, D2LSSegmenter, Precision, Segmenter, precision_of
 from d2ls_infer.tiling import Rows, Tile, TileGrid, blend
 from d2ls_infer.weights import WeightsFile, find_weights, load_network, warn_of_terms
 
@@ -197,15 +197,13 @@ class Job:
 
     @property
     def precision(self) -> str:
-        return str(getattr(self.segmenter, "dtype", "")).removeprefix("torch.")
+        return precision_of(self.segmenter)
 
     def warn(self, options: PredictOptions) -> None:
         """Say what the user should know before the map is trusted."""
-        warn_of_type(self.scene)
-        warn_of_bands(self.scene, self.segmenter.bands, chosen=options.bands is not None)
-        warn_of_alpha(self.scene)
-        if options.gsd is None:
-            warn_of_gsd(self.scene, getattr(self.segmenter, "gsd_m", None))
+        warn_before(
+            self.scene, self.segmenter, bands_chosen=options.bands is not None, gsd_given=options.gsd is not None
+        )
 
 
 @contextmanager
@@ -225,14 +223,23 @@ def prepared(
         output = default_output(source, name, Path(output) if output else None)
     output = Path(output)
     check_outputs(output, options, source=str(source), overwrite=overwrite)
-    with options.open(source, bands=known.bands, value_range=getattr(known, "value_range", None)) as scene:
-        view = options.seen(scene, getattr(known, "gsd_m", None))
+    with checked(known, source, output, options, overwrite=overwrite) as (scene, view):
         grid = TileGrid(view.height, view.width, options.tile_size, options.overlap_px)
-        classes = len(known.labels)
-        check_outputs(output, options, source=str(source), overwrite=overwrite, scene=scene, classes=classes)
         segmenter: Any = model if weights is None else load_segmenter(weights)
         segmenter = segmenter if options.tta == "none" else AugmentedSegmenter(segmenter, options.tta)
         yield Job(segmenter, name, scene, view, grid, output)
+
+
+@contextmanager
+def checked(
+    about: Any, source: str | Path, output: Path, options: PredictOptions, *, overwrite: bool
+) -> Iterator[tuple[Scene, Scene | ResampledScene]]:
+    """A scene, opened, and as the model sees it, whose map can be written. about: a segmenter, or its description."""
+    with options.open(source, bands=about.bands, value_range=getattr(about, "value_range", None)) as scene:
+        view = options.seen(scene, getattr(about, "gsd_m", None))
+        classes = len(about.labels)
+        check_outputs(output, options, source=str(source), overwrite=overwrite, scene=scene, classes=classes)
+        yield scene, view
 
 
 def map_scene(
@@ -326,7 +333,7 @@ def choose_batch(job: Job, options: PredictOptions) -> int:
     if options.batch_size == "auto":
         wanted = fastest_batch(job.segmenter.score, job.grid, len(job.segmenter.bands))
     else:
-        wanted = int(options.batch_size or (1 if job.device.type == "cpu" else 8))
+        wanted = int(options.batch_size or usual_batch(job.device))
     if options.max_memory is None:
         return wanted
     batch = sample(job.grid, len(job.segmenter.bands), wanted)

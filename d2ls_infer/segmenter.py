@@ -193,6 +193,11 @@ def decide(scores: Tensor, covered: Tensor) -> np.ndarray:
     return labels
 
 
+def precision_of(segmenter: object) -> str:
+    """The number type of a segmenter's products, such as "float32"; empty where it does not say."""
+    return str(getattr(segmenter, "dtype", "")).removeprefix("torch.")
+
+
 def choose_device(name: str) -> torch.device:
     """ "auto" takes the first accelerator there is, else the CPU. Raises UsageError for one that is not there."""
     if name == "auto":

@@ -47,9 +47,12 @@ def inference_form(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """
     if isinstance(network, FoldedD2LS | Unfolded):
         return network
-    if type(network) is D2LS and [type(part) for part in network.children()] == PARTS:
-        known = type(network.dictionary.modulator) is Modulator
-        return fold(network, dtype) if known else Unfolded(network, dtype)
+    if (
+        type(network) is D2LS
+        and [type(part) for part in network.children()] == PARTS
+        and type(network.dictionary.modulator) is Modulator
+    ):
+        return fold(network, dtype)
     return Unfolded(network, dtype)
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from d2ls_infer.at_once import usual_batch
 from d2ls_infer.errors import UsageError
 from d2ls_infer.labels import NODATA, LabelMap
-from d2ls_infer.notices import warn_of_alpha, warn_of_bands, warn_of_gsd, warn_of_type
+from d2ls_infer.notices import warn_before
 from d2ls_infer.options import PredictOptions
 from d2ls_infer.outputs import OutputOptions
 from d2ls_infer.outputs.pictures import ScenePicture
@@ -33,7 +34,7 @@ from d2ls_infer.seams.counts import (
     total,
     worst_square,
 )
-from d2ls_infer.segmenter import AugmentedSegmenter, Segmenter, decide
+from d2ls_infer.segmenter import AugmentedSegmenter, Segmenter, decide, precision_of
 from d2ls_infer.tiling import Tile, TileGrid, blend
 from d2ls_infer.weights import find_weights
 
@@ -163,11 +164,7 @@ def measure_seams(
         asked, cut = tilings(view.height, view.width, settings, shifts)
         segmenter: Any = model if weights is None else load_segmenter(weights)
         segmenter = segmenter if settings.tta == "none" else AugmentedSegmenter(segmenter, settings.tta)
-        warn_of_type(scene)
-        warn_of_bands(scene, segmenter.bands, chosen=settings.bands is not None)
-        warn_of_alpha(scene)
-        if settings.gsd is None:
-            warn_of_gsd(scene, getattr(segmenter, "gsd_m", None))
+        warn_before(scene, segmenter, bands_chosen=settings.bands is not None, gsd_given=settings.gsd is not None)
         tiles = len(asked.firsts) * sum(len(tiling.grid) for tiling in {asked, cut})
         mapper = Mapper(segmenter, scene, settings, progress, tiles=tiles)
         blended = mapper.maps(asked)
@@ -178,7 +175,7 @@ def measure_seams(
             source=str(source),
             model=name,
             sha256=str(getattr(segmenter, "sha256", "")),
-            options=told(settings) | {"precision": str(getattr(segmenter, "dtype", "")).removeprefix("torch.")},
+            options=told(settings) | {"precision": precision_of(segmenter)},
             labels=segmenter.labels,
             scene_size=size,
             part=(scene.part.col, scene.part.row, scene.part.width, scene.part.height),
@@ -304,7 +301,7 @@ class Mapper:
             grid,
             channels=len(self.segmenter.labels),
             window=window,
-            batch_size=int(self.settings.batch_size or (1 if str(device) == "cpu" else 8)),
+            batch_size=int(self.settings.batch_size or usual_batch(device)),
             device=device,
         )
         return np.concatenate([decide(part.scores, part.covered) for part in finished])
