@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from d2ls_infer.context import parse_dictionary
 from d2ls_infer.errors import UsageError
 from d2ls_infer.memory import parse_bytes
 from d2ls_infer.outputs import OutputOptions
@@ -23,12 +24,13 @@ class PredictOptions(OutputOptions):
     """How a scene is mapped, and into what (see `OutputOptions`). Raises UsageError for values that make no sense.
 
     tile_size: side of a tile in pixels. overlap: pixels (a whole number) or a share of the tile (below 1, or "25%").
-    blend: hann, gaussian, linear, or none (the centres of the tiles, cut). batch_size: tiles scored at once; by default
-    1 on a CPU and 8 elsewhere, "auto" tries what is fastest. bands: the scene's bands for the model's, as numbers from
-    1 or names, "4,1,2" or "nir,red,green"; by default those that the file marks as the model's, else the first ones
-    that are not alpha. scale: raw values or percentiles that become the model's value range, "0,10000" or "p2,p98"; by
-    default values are taken as they are. nodata: a value in place of the file's own, or "none": all finite values are
-    valid.
+    blend: hann, gaussian, linear, or none (the centres of the tiles, cut). dictionary: whose class embeddings tiles are
+    scored by, of a model that has any: those of the "scene", from a few crops of it, or each "tile"'s own. batch_size:
+    tiles scored at once; by default 1 on a CPU and 8 elsewhere, "auto" tries what is fastest. bands: the scene's bands
+    for the model's, as numbers from 1 or names, "4,1,2" or "nir,red,green"; by default those that the file marks as the
+    model's, else the first ones that are not alpha. scale: raw values or percentiles that become the model's value
+    range, "0,10000" or "p2,p98"; by default values are taken as they are. nodata: a value in place of the file's own,
+    or "none": all finite values are valid.
 
     window, bbox with bbox_crs, or aoi: the part of the scene to map, see `Cut`. gsd: the ground sampling distance to
     read the scene at, metres or "auto" for the model's; the map is on the scene's own grid all the same. tta: test-time
@@ -39,6 +41,7 @@ class PredictOptions(OutputOptions):
     tile_size: int = 512
     overlap: int | float | str = 0.25
     blend: str = "hann"
+    dictionary: str = "scene"
     batch_size: int | str | None = None
     bands: Sequence[int | str] | str | None = None
     scale: Scale | str | None = None
@@ -62,6 +65,7 @@ class PredictOptions(OutputOptions):
         TileGrid(self.tile_size, self.tile_size, self.tile_size, self.overlap_px)
         if self.blend not in WINDOWS:
             raise UsageError(f"unknown blending window {self.blend!r}; known are {', '.join(WINDOWS)}")
+        parse_dictionary(self.dictionary)
         if isinstance(self.bands, str):
             object.__setattr__(self, "bands", tuple(parse_bands(self.bands)))
         elif self.bands is not None:

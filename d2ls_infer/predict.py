@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import time
@@ -33,7 +34,7 @@ from d2ls_infer.raster import (
     stamps,
     was_made_of,
 )
-from d2ls_infer.segmenter import AugmentedSegmenter, D2LSSegmenter, Precision, Segmenter, precision_of
+from d2ls_infer.segmenter import AugmentedSegmenter, D2LSSegmenter, Precision, Segmenter, in_context, precision_of
 from d2ls_infer.tiling import Rows, Tile, TileGrid, blend
 from d2ls_infer.weights import WeightsFile, find_weights, load_network, warn_of_terms
 
@@ -177,7 +178,7 @@ def predict_raster(
                 bands=tuple(job.segmenter.bands),
                 overwrite=overwrite,
             )
-            return map_scene(job, stack.enter_context(outputs), settings, journal, progress)
+            return map_scene(job.observed(settings), stack.enter_context(outputs), settings, journal, progress)
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,12 @@ class Job:
     @property
     def precision(self) -> str:
         return precision_of(self.segmenter)
+
+    def observed(self, options: PredictOptions) -> Job:
+        """The same, with a segmenter that has seen what it wants to of the scene."""
+        scene = copy.copy(self.scene)  # what is read here is not counted
+        view = options.seen(scene, getattr(self.segmenter, "gsd_m", None))
+        return replace(self, segmenter=in_context(self.segmenter, view.rows, self.grid, options.dictionary))
 
     def warn(self, options: PredictOptions) -> None:
         """Say what the user should know before the map is trusted."""
@@ -405,6 +412,7 @@ def provenance(job: Job, options: PredictOptions) -> dict[str, str]:
         "tile_size": options.tile_size,
         "overlap_px": options.overlap_px,
         "blend": options.blend,
+        "dictionary": options.dictionary,
         "bands": dict(zip(segmenter.bands, scene.bands, strict=True)),
         "scale": str(options.scale) if options.scale else None,
         "precision": job.precision,

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from d2ls_infer.context import Observer, ReadRows, observed, parse_dictionary
 from d2ls_infer.errors import D2LSError, UsageError
 from d2ls_infer.labels import NODATA, LabelMap
 from d2ls_infer.manifest import ModelDescription
-from d2ls_infer.nn import inference_form
+from d2ls_infer.nn import FoldedD2LS, inference_form
 from d2ls_infer.tiling import TileGrid, blend, parse_overlap
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -26,9 +27,10 @@ class Segmenter(Protocol):
 
     labels: the classes, in the order of the scores. bands: names of the bands it takes, in channel order.
 
-    Two attributes may be there besides: `value_range`, (low, high) of the raw pixel values, to which scenes of other
+    Three attributes may be there besides: `value_range`, (low, high) of the raw pixel values, to which scenes of other
     types than uint8 are scaled; `device`, where the scores are (the CPU where it is left out); and `gsd_m`, the ground
-    sampling distance it was trained at.
+    sampling distance it was trained at. One that wants to see some of a scene before it scores its tiles is an
+    `Observer` too.
     """
 
     labels: LabelMap
@@ -81,10 +83,29 @@ class D2LSSegmenter:
         return pixels.contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
-    def score(self, batch: Tensor) -> Tensor:
-        """(B, bands, H, W) raw pixel values -> (B, N, H, W) float32 probabilities, any H and W."""
-        logits: Tensor = self.network(self.normalise(batch))
+    def score(self, batch: Tensor, context: Tensor | None = None) -> Tensor:
+        """(B, bands, H, W) raw pixel values -> (B, N, H, W) float32 probabilities, any H and W.
+
+        context: class embeddings (L + 2, N, C') in place of each tile's own, see `FoldedD2LS`.
+        """
+        pixels = self.normalise(batch)
+        logits: Tensor = self.network(pixels) if context is None else self.network(pixels, context)
         return logits.softmax(1)
+
+    @property
+    def observes(self) -> bool:
+        """Whether there is a context: there is not of a network with parts of its own."""
+        return isinstance(self.network, FoldedD2LS)
+
+    @torch.inference_mode()
+    def observe(self, batch: Tensor) -> Tensor:
+        """(B, bands, H, W) raw pixel values -> the mean of their class embeddings, (L + 2, N, C') float32."""
+        assert isinstance(self.network, FoldedD2LS)
+        return self.network.embeddings(self.normalise(batch)).mean(0)
+
+    def merge(self, contexts: Sequence[Tensor]) -> Tensor:
+        """The mean of class embeddings."""
+        return torch.stack(list(contexts)).mean(0)
 
     def predict(self, array: np.ndarray, **options: Any) -> np.ndarray:
         """(bands, H, W) raw pixel values -> (H, W) uint8 class indices; see `predict_array`."""
@@ -99,10 +120,12 @@ def predict_array(
     overlap: int | float | str = 0.25,
     blend_window: str = "hann",
     batch_size: int = 1,
+    dictionary: str = "scene",
 ) -> np.ndarray:
     """(bands, H, W) raw pixel values -> (H, W) uint8 class indices, 255 where a value is not a finite number.
 
-    Tiled and blended as `predict_raster` does it. Raises UsageError for another number of bands or dimensions.
+    Tiled and blended as `predict_raster` does it, by the same options. Raises UsageError for another number of bands or
+    dimensions.
     """
     bands = segmenter.bands
     if array.ndim != 3 or len(array) != len(bands) or 0 in array.shape:
@@ -121,6 +144,7 @@ def predict_array(
         values = (np.clip(values, *value_range) if value_range else values).astype(np.float32)
     height, width = valid.shape
     grid = TileGrid(height, width, tile_size, parse_overlap(overlap, tile_size))
+    segmenter = in_context(segmenter, lambda start, stop: (values[:, start:stop], valid[start:stop]), grid, dictionary)
     tiles = (
         (tile, (values[:, *where], valid[where]))
         for tile in grid
@@ -147,27 +171,64 @@ TTA: dict[str, tuple[tuple[int, bool, float], ...]] = {
 """Test-time augmentation by name: the views of a tile as (quarter turns, mirrored, magnification)."""
 
 
-class AugmentedSegmenter:
-    """A segmenter whose scores are the mean over several views of each tile, turned back; see `TTA`.
+class Wrapper:
+    """What another segmenter says of itself."""
 
-    Costs as many times the original as there are views. Raises UsageError for an unknown name.
-    """
-
-    def __init__(self, segmenter: Segmenter, mode: str) -> None:
-        if mode not in TTA:
-            raise UsageError(f"unknown test-time augmentation {mode!r}; known are {', '.join(TTA)}")
-        self.segmenter, self.views = segmenter, TTA[mode]
+    def __init__(self, segmenter: Any) -> None:
+        self.segmenter = segmenter
         self.labels, self.bands = segmenter.labels, segmenter.bands
         for name in ("value_range", "gsd_m", "device", "dtype", "name", "sha256", "reference"):
             if hasattr(segmenter, name):
                 setattr(self, name, getattr(segmenter, name))
 
+
+class InContext(Wrapper):
+    """A segmenter with a context that it has observed: `score` takes a batch and no more."""
+
+    def __init__(self, segmenter: Observer, context: Any) -> None:
+        super().__init__(segmenter)
+        self.context = context
+
     def score(self, batch: Tensor) -> Tensor:
+        """(B, bands, H, W) raw pixel values -> (B, K, H, W) scores."""
+        scores: Tensor = self.segmenter.score(batch, self.context)
+        return scores
+
+
+def in_context(segmenter: Any, rows: ReadRows, grid: TileGrid, dictionary: str) -> Any:
+    """The segmenter as it shall score the tiles of a grid; see `observed`.
+
+    It stays as it is for the dictionary "tile", where it does not observe, and where one tile is all of the scene.
+    """
+    if parse_dictionary(dictionary) == "tile" or len(grid) == 1 or not getattr(segmenter, "observes", False):
+        return segmenter
+    context = observed(segmenter, rows, grid.height, grid.width)
+    return segmenter if context is None else InContext(segmenter, context)
+
+
+class AugmentedSegmenter(Wrapper):
+    """A segmenter whose scores are the mean over several views of each tile, turned back; see `TTA`.
+
+    Costs as many times the original as there are views. It observes as the original does, in one view. Raises
+    UsageError for an unknown name.
+    """
+
+    def __init__(self, segmenter: Segmenter, mode: str) -> None:
+        if mode not in TTA:
+            raise UsageError(f"unknown test-time augmentation {mode!r}; known are {', '.join(TTA)}")
+        super().__init__(segmenter)
+        self.views = TTA[mode]
+        self.observes = getattr(segmenter, "observes", False)
+        if self.observes:
+            self.observe, self.merge = self.segmenter.observe, self.segmenter.merge
+
+    def score(self, batch: Tensor, context: Any = None) -> Tensor:
         """(B, bands, H, W) raw pixel values -> (B, K, H, W) mean scores."""
+        known = () if context is None else (context,)
         total = torch.zeros(0)
         for index, (turns, mirrored, scale) in enumerate(self.views):
             view = torch.rot90(batch.flip(-1) if mirrored else batch, turns, (-2, -1))
-            scores = self.segmenter.score(resized(view, scale))
+            scores = self.segmenter.score(resized(view, scale), *known)
             scores = torch.rot90(resized(scores, 1 / scale, view.shape[-2:]), -turns, (-2, -1))
             scores = scores.flip(-1) if mirrored else scores
             total = scores.float() if index == 0 else total + scores

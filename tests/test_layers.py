@@ -26,6 +26,7 @@ LAYERS = (
     "card",
     "weights",
     "tiling",
+    "context",
     "segmenter",
     "raster",
     "outputs",

@@ -50,6 +50,7 @@ def evaluate(
     tile_size: int,
     overlap: str,
     blend: str,
+    dictionary: str,
     tta: str,
     device: str,
     precision: str,
@@ -98,14 +99,15 @@ def evaluate(
             tile_size=tile_size,
             overlap=overlap,
             blend_window=blend,
+            dictionary=dictionary,
         )
     about = {
         "model": weights.name,
         "sha256": weights.sha256,
         **({"reference": weights.reference} if weights.hub else {}),
         "split": split,
-        "protocol": f"tiles of {tile_size} px, overlap {overlap}, blending {blend}, test-time augmentation {tta}, "
-        + str(segmenter.dtype).removeprefix("torch."),
+        "protocol": f"tiles of {tile_size} px, overlap {overlap}, blending {blend}, dictionary of the {dictionary}, "
+        f"test-time augmentation {tta}, " + str(segmenter.dtype).removeprefix("torch."),
     }
     summary = reports.summarise(result, data, about)
     if report is not None:

@@ -29,8 +29,15 @@ offline = click.option("--offline", is_flag=True, help="Do not use the network: 
 
 
 def tiles(command: Command) -> Command:
-    """--tile-size, --overlap and --blend."""
+    """--tile-size, --overlap, --blend and --dictionary."""
     for option in (
+        click.option(
+            "--dictionary",
+            type=click.Choice(["scene", "tile"]),
+            default="scene",
+            show_default=True,
+            help="Score tiles by class embeddings of the scene, seen in a few crops, or by each tile's own.",
+        ),
         click.option(
             "--blend",
             type=click.Choice(["hann", "gaussian", "linear", "none"]),

@@ -66,6 +66,7 @@ def predict(
     tile_size: int,
     overlap: str,
     blend: str,
+    dictionary: str,
     batch_size: str | None,
     device: str,
     precision: str,
@@ -105,7 +106,7 @@ def predict(
     from d2ls_infer.raster import find_scenes
 
     settings: dict[str, Any] = {
-        "tile_size": tile_size, "overlap": overlap, "blend": blend, "batch_size": batch_size,
+        "tile_size": tile_size, "overlap": overlap, "blend": blend, "dictionary": dictionary, "batch_size": batch_size,
         "bands": bands, "scale": scale, "nodata": nodata, "window": window, "bbox": bbox, "bbox_crs": bbox_crs,
         "aoi": aoi, "gsd": gsd, "tta": tta, "max_memory": max_memory, **products,
     }  # fmt: skip

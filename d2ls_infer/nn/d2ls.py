@@ -93,11 +93,12 @@ class D2LS(Pretrained):
             raise UsageError(f"the config asks for a network of at least {needed} values, the file holds {room}")
         return cls(made)
 
-    def forward(self, pixels: Tensor) -> Tensor | TrainingOutput:
+    def forward(self, pixels: Tensor, *, shared: bool = False) -> Tensor | TrainingOutput:
+        """shared: the logits are by one dictionary for all images of the batch, see `Decoder`."""
         height, width = pixels.shape[-2:]
         features, deepest = self.encoder(pad_to_stride(pixels))
         static, dynamic, _ = self.dictionary(deepest)
-        logits: Tensor = self.decoder(dynamic, features)[..., :height, :width]
+        logits: Tensor = self.decoder(dynamic, features, shared=shared)[..., :height, :width]
         if not self.training:
             return logits
         static_logits = self.decoder(static.expand_as(dynamic), features)[..., :height, :width]

@@ -13,7 +13,11 @@ HEADS = 8
 
 
 class Decoder(nn.Module):
-    """Dictionary (B, N, C') and E0 (B, C', h, w) -> logits (B, N, 4h, 4w)."""
+    """Dictionary (B, N, C') and E0 (B, C', h, w) -> logits (B, N, 4h, 4w).
+
+    shared: all images of the batch are one scene, whose dictionary and tokens are the means of theirs, and a pixel's
+    place in its image is left out; so a scene's tiles are scored where they share its dictionary. Not in the paper.
+    """
 
     def __init__(self, embed_dim: int, stages: int) -> None:
         super().__init__()
@@ -30,15 +34,18 @@ class Decoder(nn.Module):
             nn.Linear(embed_dim, embed_dim // 16),
         )
 
-    def forward(self, dictionary: Tensor, features: Tensor) -> Tensor:
+    def forward(self, dictionary: Tensor, features: Tensor, *, shared: bool = False) -> Tensor:
         height, width = features.shape[-2:]
         position = self.position(height, width).to(features.dtype)  # (h*w, C')
         image = features.flatten(2).transpose(1, 2)  # (B, h*w, C')
+        if shared:
+            dictionary, position = mean_of_all(dictionary), torch.zeros_like(position)
         tokens = dictionary
         for block in self.blocks:
-            tokens, image = block(tokens, image, dictionary, position)
+            tokens, image = block(tokens, image, dictionary, position, shared=shared)
         update = self.final_attention.tokens_query_image(tokens + dictionary, image, position)
         tokens = self.final_norm(tokens + update)
+        tokens = mean_of_all(tokens) if shared else tokens
         logits: Tensor = self.upsampler(image, self.dictionary_head(tokens), height, width)
         return logits
 
@@ -47,6 +54,7 @@ class InteractionBlock(nn.Module):
     """One stage: D queries E, then E queries D.
 
     tokens (B, N, C'), image (B, h*w, C'), token_position (B, N, C') = D0, position (h*w, C') -> new tokens and image.
+    shared: the image is asked by the mean of all images' new tokens.
     """
 
     def __init__(self, embed_dim: int) -> None:
@@ -56,9 +64,12 @@ class InteractionBlock(nn.Module):
         self.image_queries_dictionary = Attention(embed_dim)
         self.norm_image = nn.LayerNorm(embed_dim)
 
-    def forward(self, tokens: Tensor, image: Tensor, token_position: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens: Tensor, image: Tensor, token_position: Tensor, position: Tensor, *, shared: bool = False
+    ) -> tuple[Tensor, Tensor]:
         update = self.dictionary_queries_image.tokens_query_image(tokens + token_position, image, position)
         tokens = self.norm_dictionary(tokens + update)
+        tokens = mean_of_all(tokens) if shared else tokens
         image = self.image_queries_dictionary.image_queries_tokens(image, position, tokens + token_position, tokens)
         return tokens, self.norm_image(image)
 
@@ -102,6 +113,11 @@ class Attention(nn.Module):
         bias = torch.einsum("bnhd,hd->bhn", tokens, per_head(layer.bias)).flatten(1)[..., None]
         placed = torch.matmul(probe, position.T) + bias
         return per_head(torch.baddbmm(placed, probe, image.transpose(1, 2)), axis=1)
+
+
+def mean_of_all(tokens: Tensor) -> Tensor:
+    """(B, N, C') -> the same for all images of the batch."""
+    return tokens.mean(0, keepdim=True).expand_as(tokens)
 
 
 def per_head(values: Tensor, axis: int = 0) -> Tensor:

@@ -74,6 +74,11 @@ class FoldedD2LS(nn.Module):
 
     `dtype` is for products. What they are added up to stays in float32, and so do the dictionary and its tokens, a few
     vectors. Takes the network apart; `fold` gives it a copy.
+
+    The class embeddings of an image, as they are after each step, are its `embeddings` (B, L + 2, N, C') float32: the
+    dynamic dictionary D0, those that the L stages made of it by asking the image, and the last. Given from elsewhere,
+    the image is not asked: every pixel is classified by what is around it alone, wherever in the image it lies (the
+    positional encoding is left out), and it takes less time.
     """
 
     def __init__(self, network: D2LS, dtype: torch.dtype) -> None:
@@ -88,15 +93,33 @@ class FoldedD2LS(nn.Module):
         self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
     @torch.no_grad()
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor, embeddings: Tensor | None = None) -> Tensor:
+        """embeddings: (L + 2, N, C') for all images of the batch; by default each has its own."""
         height, width = pixels.shape[-2:]
+        levels = self.levels(pixels)
+        with torch.autocast(pixels.device.type, enabled=False):  # from here on, types are said where they change
+            features = self.mapping(levels)
+            logits: Tensor
+            if embeddings is None:
+                logits = self.decoder(self.dictionary(levels[-1]), features)
+            else:
+                logits = self.decoder.classify(embeddings, features)
+        return logits[..., :height, :width]
+
+    @torch.no_grad()
+    def embeddings(self, pixels: Tensor) -> Tensor:
+        """(B, C, H, W) normalised pixels -> (B, L + 2, N, C') float32, those of each image."""
+        levels = self.levels(pixels)
+        with torch.autocast(pixels.device.type, enabled=False):
+            _, tokens = self.decoder.interact(self.dictionary(levels[-1]), self.mapping(levels))
+        return torch.stack(tokens, 1)
+
+    def levels(self, pixels: Tensor) -> list[Tensor]:
+        """F1..F4 float32 of the backbone."""
         pixels = pad_to_stride(pixels).contiguous(memory_format=torch.channels_last)
         with autocast(pixels.device, self.dtype):
             levels = self.encoder.backbone_features(pixels)
-        with torch.autocast(pixels.device.type, enabled=False):  # from here on, types are said where they change
-            levels = [level.float() for level in levels]
-            logits: Tensor = self.decoder(self.dictionary(levels[-1]), self.mapping(levels))
-        return logits[..., :height, :width]
+        return [level.float() for level in levels]
 
 
 class FoldedMapping(nn.Module):
@@ -154,14 +177,29 @@ class FoldedDecoder(nn.Module):
         self.positions: dict[tuple[int, int, torch.device], list[Tensor]] = {}
 
     def forward(self, dictionary: Tensor, features: Tensor) -> Tensor:
-        height, width = features.shape[-2:]
-        positions = iter(self.positions_of(height, width))
-        image = features.permute(0, 2, 3, 1).flatten(1, 2).contiguous()  # (B, h*w, C')
-        tokens = dictionary
+        image, tokens = self.interact(dictionary, features)
+        logits: Tensor = self.upsampler(image, self.dictionary_head(tokens[-1]), *features.shape[-2:])
+        return logits
+
+    def interact(self, dictionary: Tensor, features: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Image tokens (B, h*w, C'), and the class embeddings after each step, L + 2 of (B, N, C')."""
+        positions = iter(self.positions_of(*features.shape[-2:]))
+        image = image_tokens(features)
+        tokens = [dictionary]
         for block in self.blocks:
-            tokens, image = block(tokens, image, dictionary, next(positions), next(positions))
-        tokens = self.final_norm(tokens + self.final_attention(tokens + dictionary, image, next(positions)))
-        logits: Tensor = self.upsampler(image, self.dictionary_head(tokens), height, width)
+            latest, image = block(tokens[-1], image, dictionary, next(positions), next(positions))
+            tokens.append(latest)
+        update = self.final_attention(tokens[-1] + dictionary, image, next(positions))
+        return image, [*tokens, self.final_norm(tokens[-1] + update)]
+
+    def classify(self, embeddings: Tensor, features: Tensor) -> Tensor:
+        """Logits by given class embeddings (L + 2, N, C')."""
+        dictionary, *tokens, last = embeddings[:, None].expand(-1, len(features), -1, -1)
+        image = image_tokens(features)
+        for block, latest in zip(self.blocks, tokens, strict=True):
+            assert isinstance(block, FoldedBlock)
+            image = block.answer(image, latest, dictionary, None)
+        logits: Tensor = self.upsampler(image, self.dictionary_head(last), *features.shape[-2:])
         return logits
 
     def positions_of(self, height: int, width: int) -> list[Tensor]:
@@ -197,8 +235,13 @@ class FoldedBlock(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         update = self.dictionary_queries_image(tokens + token_position, image, of_tokens)
         tokens = self.norm_dictionary(tokens + update)
+        return tokens, self.answer(image, tokens, token_position, of_image)
+
+    def answer(self, image: Tensor, tokens: Tensor, token_position: Tensor, of_image: Tensor | None) -> Tensor:
+        """The second half alone: the new image. of_image: None for pixels that lie nowhere."""
         image += self.image_queries_dictionary(image, tokens + token_position, tokens, of_image)
-        return tokens, self.norm_image(image)
+        normed: Tensor = self.norm_image(image)
+        return normed
 
 
 class TokensQueryImage(nn.Module):
@@ -242,12 +285,15 @@ class ImageQueriesTokens(nn.Module):
         self.probe = nn.Parameter(per_head(attention.q.weight)[..., order])  # (heads, d, C')
         self.out = nn.Parameter(per_head(attention.out.weight.T)[..., order])
         self.bias = nn.Parameter(attention.out.bias[order] / HEADS)  # the weights of each head sum to 1
+        # Of a place whose encoding is 0, the mean of sines and cosines: what the layer's bias alone gives.
+        self.nowhere = nn.Parameter(per_head(attention.q.bias[:, None]).to(dtype))  # (heads, d, 1)
 
     def place(self, position: Tensor) -> Tensor:
         """(M, C') -> what the pixels' places are to each head, (heads, d, M) in `dtype`."""
         return per_head(self.query(position).T.contiguous()).to(self.dtype)
 
-    def forward(self, image: Tensor, key: Tensor, value: Tensor, position: Tensor) -> Tensor:
+    def forward(self, image: Tensor, key: Tensor, value: Tensor, position: Tensor | None) -> Tensor:
+        position = self.nowhere if position is None else position
         found = scores(self.key(key), self.probe, image.to(self.dtype), position)
         weights = per_head(found, axis=1).softmax(-2).flatten(1, 2)  # (B, heads*N, M)
         values = torch.einsum("bnhd,hdc->bhnc", per_head(self.value(value), axis=2), self.out) + self.bias
@@ -256,6 +302,8 @@ class ImageQueriesTokens(nn.Module):
 
 def scores(tokens: Tensor, probe: Tensor, image: Tensor, position: Tensor) -> Tensor:
     """Products of projected tokens (B, N, C'/2) with every pixel of the image and its place: (B, heads*N, M).
+
+    position: (heads, d, M), or (heads, d, 1) where all pixels are at one place.
 
     Projecting the tokens and not the pixels, as `Attention` does, is the cheaper order up to 16 classes.
     """
@@ -287,6 +335,11 @@ class FoldedUpsampler(nn.Module):
             for second, plane in enumerate(planes.unbind(1)):
                 logits[..., first // 2 * 2 + second // 2, :, first % 2 * 2 + second % 2] = plane
         return logits.flatten(4).flatten(2, 3)
+
+
+def image_tokens(features: Tensor) -> Tensor:
+    """(B, C', h, w) -> (B, h*w, C')."""
+    return features.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
 
 
 def scaled(layer: nn.Linear, scale: float) -> nn.Linear:

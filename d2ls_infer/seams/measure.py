@@ -34,7 +34,7 @@ from d2ls_infer.seams.counts import (
     total,
     worst_square,
 )
-from d2ls_infer.segmenter import AugmentedSegmenter, Segmenter, decide, precision_of
+from d2ls_infer.segmenter import AugmentedSegmenter, Segmenter, decide, in_context, precision_of
 from d2ls_infer.tiling import Tile, TileGrid, blend
 from d2ls_infer.weights import find_weights
 
@@ -294,9 +294,11 @@ class Mapper:
             cols = slice(first, first + grid.width)
             return Pixels(values[:, :, cols], valid[:, cols])
 
+        segmenter = in_context(self.segmenter, rows, grid, self.settings.dictionary)
+        view = self.view()
         dtype = np.uint8 if isinstance(view, Scene) and view.as_it_is else np.float32
         finished = blend(
-            self.segmenter.score,
+            segmenter.score,
             self.counted(read_tiles(rows, grid, bands=len(self.scene.bands), dtype=dtype)),
             grid,
             channels=len(self.segmenter.labels),

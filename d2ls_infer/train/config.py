@@ -35,7 +35,8 @@ class TrainConfig:
     shows rare ones more often; `jitter`, the largest change of contrast (a factor) and of brightness (in standard
     deviations of the crop). Rotations by 90 degrees and flips always.
     Loss: `dynamic_weight` and `static_weight` (Eq. 2) and `contrastive_weight`; `static_dice` False leaves cross
-    entropy alone on the static branch, as the released configurations have it.
+    entropy alone on the static branch, as the released configurations have it. shared_dictionary: how often a batch is
+    taken for one scene whose tiles share their dictionary, see `Decoder`; it prepares a model for `--dictionary scene`.
     Raises UsageError for values that make no sense.
     """
 
@@ -67,6 +68,7 @@ class TrainConfig:
     static_weight: float = 0.4
     contrastive_weight: float = 1.0
     static_dice: bool = True
+    shared_dictionary: float = 0.0
 
     seed: int = 42
 
@@ -94,7 +96,7 @@ class TrainConfig:
         check(self.crop % 32 == 0, "crop", try_crop, self.crop)
         low, high = self.scales
         check(0 < low <= high < math.inf, "scales", "go from a lower to a higher factor", list(self.scales))
-        for name in ("mosaic", "balance"):
+        for name in ("mosaic", "balance", "shared_dictionary"):
             check(0 <= getattr(self, name) <= 1, name, "is a share from 0 to 1", getattr(self, name))
         decay = self.ema_decay
         fit = decay == "auto" if isinstance(decay, str) else 0 <= decay < 1

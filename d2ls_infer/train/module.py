@@ -64,7 +64,9 @@ class D2LSModule(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         pixels, target = batch
         config = self.config
-        output = self.network(pixels.contiguous(memory_format=torch.channels_last))
+        # Asked for only where it is wanted: a network made for a comparison may have no dictionary.
+        how = {"shared": True} if torch.rand(()) < config.shared_dictionary else {}
+        output = self.network(pixels.contiguous(memory_format=torch.channels_last), **how)
         with torch.autocast(self.device.type, enabled=False):  # sums over a batch's pixels need float32
             terms = d2ls_loss(
                 output,

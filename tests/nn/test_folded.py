@@ -326,3 +326,75 @@ def test_the_network_itself_is_folded_once(make_network: MakeNetwork) -> None:
     form = inference_form(make_network(), torch.float32)
     assert isinstance(form, FoldedD2LS)
     assert inference_form(form, torch.float32) is form
+
+
+@torch.no_grad()
+def embeddings_of(network: D2LS, pixels: Tensor) -> Tensor:
+    """(B, L + 2, N, C'): what the network's own parts give as they run."""
+    found: list[Tensor] = []
+    norms = [*(block.norm_dictionary for block in network.decoder.blocks), network.decoder.final_norm]
+    handles = [network.dictionary.register_forward_hook(lambda module, inputs, output: found.append(output[1]))]
+    handles += [norm.register_forward_hook(lambda module, inputs, output: found.append(output)) for norm in norms]
+    network(pixels)
+    for handle in handles:
+        handle.remove()
+    return torch.stack(found, 1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stages", [1, 3])
+def test_embeddings_are_those_of_the_network_after_each_step(
+    make_network: MakeNetwork, random_pixels: RandomPixels, stages: int
+) -> None:
+    network = liven(make_network(backbone=LITE, stages=stages, num_classes=4)).eval()
+    pixels = random_pixels(2, 3, 96, 64)
+    assert_close(fold(network).embeddings(pixels), embeddings_of(network, pixels))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stages", [1, 3])
+def test_given_embeddings_answer_pixels_that_lie_nowhere(
+    make_network: MakeNetwork, random_pixels: RandomPixels, stages: int
+) -> None:
+    network = liven(make_network(backbone=LITE, stages=stages, num_classes=4)).eval()
+    pixels = random_pixels(2, 3, 96, 64)
+    given = embeddings_of(network, random_pixels(1, 3, 64, 64))[0]
+
+    features, _ = network.encoder(pixels)
+    image = features.flatten(2).transpose(1, 2)
+    nowhere = torch.zeros(image.shape[1:])
+    dictionary, *tokens, last = (each.expand(2, -1, -1) for each in given)
+    for block, latest in zip(network.decoder.blocks, tokens, strict=True):
+        attention = block.image_queries_dictionary
+        image = block.norm_image(attention.image_queries_tokens(image, nowhere, latest + dictionary, latest))
+    expected = network.decoder.upsampler(image, network.decoder.dictionary_head(last), *features.shape[-2:])
+
+    assert_close(fold(network)(pixels, given), expected)
+
+
+@torch.no_grad()
+def test_by_given_embeddings_a_pixel_does_not_know_the_rest_of_its_tile(
+    make_network: MakeNetwork, random_pixels: RandomPixels
+) -> None:
+    """Far from where two tiles differ, and from their edges, their logits are the same; by their own they are not."""
+    network = fold(liven(make_network(backbone="convnext_atto", num_classes=4, stages=3)))
+    one = random_pixels(1, 3, 64, 1024)
+    other = one.clone()
+    other[..., :32] = random_pixels(1, 3, 64, 32)
+    far = (..., slice(768, None))
+    given = network.embeddings(one)[0]
+    assert (network(one) - network(other))[far].abs().max() > 1e-4
+    torch.testing.assert_close(network(one, given)[far], network(other, given)[far], rtol=0, atol=1e-4)
+
+
+def test_images_that_share_a_dictionary_are_answered_by_the_mean(
+    make_network: MakeNetwork, random_pixels: RandomPixels
+) -> None:
+    network = liven(make_network(backbone=LITE, num_classes=4, stages=1)).eval()
+    pixels = random_pixels(2, 3, 64, 64)
+    with torch.no_grad():
+        alone = network(pixels[:1], shared=True)
+        twice = network(torch.cat((pixels[:1], pixels[:1])), shared=True)
+        both = network(pixels, shared=True)
+    assert_close(twice[:1], alone)
+    assert (both[:1] - alone).abs().max() > 1e-3

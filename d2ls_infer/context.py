@@ -1,0 +1,95 @@
+"""What a segmenter knows of a whole scene before its tiles are scored: seen in a few crops, the same for all tiles.
+
+With it, a tile's scores do not depend on what else happens to lie in the tile, and neighbouring tiles agree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from d2ls_infer.errors import UsageError
+
+CROP_PX = 256
+"""Side of a crop that is looked at: as large as those that the bundled models learned from."""
+
+SHARE = 1 / 8
+LEAST, MOST = 9, 36
+"""Crops are looked at until they are such a share of the scene, but at least and at most so many."""
+
+LEAST_VALID = 0.5
+"""A crop with a smaller share of valid pixels is left out, where there are others."""
+
+DICTIONARIES = ("scene", "tile")
+"""Whose class embeddings tiles are scored by."""
+
+ReadRows = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
+"""(start, stop) -> values (bands, stop - start, width) and valid (stop - start, width) bool of rows of a scene."""
+
+
+class Observer(Protocol):
+    """A segmenter that scores tiles in the light of what it has seen elsewhere; see `Segmenter`.
+
+    observes: whether this one does. What a context is, only it knows.
+    """
+
+    observes: bool
+
+    def observe(self, batch: Tensor) -> Any:
+        """(B, bands, H, W) raw pixel values -> what they tell."""
+
+    def merge(self, contexts: Sequence[Any]) -> Any:
+        """What several batches of one size tell together."""
+
+    def score(self, batch: Tensor, context: Any = None) -> Tensor:
+        """(B, bands, H, W) raw pixel values -> (B, K, H, W) scores, by a context where one is given."""
+
+
+def observed(segmenter: Observer, rows: ReadRows, height: int, width: int) -> Any:
+    """What a segmenter sees in a scene of `height` x `width` pixels; None where there is no valid pixel.
+
+    rows: asked for from top to bottom.
+    """
+    contexts: list[tuple[bool, Any]] = []
+    for values, valid in crops(rows, height, width):
+        if (share := valid.mean()) > 0:
+            pixels = torch.from_numpy(np.ascontiguousarray(values))
+            contexts.append((bool(share >= LEAST_VALID), segmenter.observe(pixels[None])))
+    whole = [context for mostly_valid, context in contexts if mostly_valid]
+    found = whole or [context for _, context in contexts]
+    return segmenter.merge(found) if found else None
+
+
+def crops(rows: ReadRows, height: int, width: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Values and valid pixels of crops that are spread evenly over a scene."""
+    down, across = places(height, width)
+    tall, wide = min(CROP_PX, height), min(CROP_PX, width)
+    for row in starts(height, tall, down):
+        values, valid = rows(row, row + tall)
+        for col in starts(width, wide, across):
+            yield values[:, :, col : col + wide], valid[:, col : col + wide]
+
+
+def places(height: int, width: int) -> tuple[int, int]:
+    """How many crops a scene has from top to bottom, and from left to right."""
+    down, across = max(1, height // CROP_PX), max(1, width // CROP_PX)  # side by side
+    wanted = min(max(SHARE * down * across, LEAST), MOST, down * across)
+    rows = min(down, max(1, round(math.sqrt(wanted * down / across))), int(wanted))
+    return rows, min(across, max(1, int(wanted / rows)))
+
+
+def starts(length: int, size: int, count: int) -> list[int]:
+    """Where `count` crops of `size` begin that are spread evenly over an axis: in the middles of as many parts."""
+    return [min(max(round((index + 0.5) * length / count - size / 2), 0), length - size) for index in range(count)]
+
+
+def parse_dictionary(name: str) -> str:
+    """One of `DICTIONARIES`. Raises UsageError for anything else."""
+    if name not in DICTIONARIES:
+        raise UsageError(f"a dictionary is that of the {' or the '.join(DICTIONARIES)}, got {name!r}")
+    return name
