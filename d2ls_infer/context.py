@@ -25,8 +25,8 @@ LEAST, MOST = 9, 36
 LEAST_VALID = 0.5
 """A crop with a smaller share of valid pixels is left out, where there are others."""
 
-DICTIONARIES = ("scene", "tile")
-"""Whose class embeddings tiles are scored by."""
+DICTIONARIES = ("auto", "scene", "tile")
+"""Whose class embeddings tiles are scored by; auto: the scene's, if the segmenter is made for that."""
 
 ReadRows = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
 """(start, stop) -> values (bands, stop - start, width) and valid (stop - start, width) bool of rows of a scene."""
@@ -35,7 +35,7 @@ ReadRows = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
 class Observer(Protocol):
     """A segmenter that scores tiles in the light of what it has seen elsewhere; see `Segmenter`.
 
-    observes: whether this one does. What a context is, only it knows.
+    observes: whether it is made for that. What a context is, only it knows.
     """
 
     observes: bool
@@ -91,5 +91,5 @@ def starts(length: int, size: int, count: int) -> list[int]:
 def parse_dictionary(name: str) -> str:
     """One of `DICTIONARIES`. Raises UsageError for anything else."""
     if name not in DICTIONARIES:
-        raise UsageError(f"a dictionary is that of the {' or the '.join(DICTIONARIES)}, got {name!r}")
+        raise UsageError(f"unknown dictionary {name!r}; known are {', '.join(DICTIONARIES)}")
     return name

@@ -48,7 +48,7 @@ class ModelDescription:
     config: the network's, see `D2LSConfig`. bands: names in channel order. value_range: the lowest and highest pixel
     value; mean and std: per band, on 0..1 of that range: the network sees ((v - low) / (high - low) - mean) / std.
     gsd_m: ground sampling distance of the training data in metres, None where it varies. note: what a user must know
-    beforehand, if anything.
+    beforehand, if anything. shared_dictionary: whether it was trained to score tiles by the dictionary of their scene.
     """
 
     config: Mapping[str, Any]
@@ -63,6 +63,7 @@ class ModelDescription:
     training_data: str
     source: str
     note: str = ""
+    shared_dictionary: bool = False
 
     def __post_init__(self) -> None:
         if not len(self.bands) == len(self.mean) == len(self.std) > 0:
@@ -97,7 +98,9 @@ class ModelDescription:
             "license": self.license,
             "training_data": self.training_data,
             "source": self.source,
-        } | ({"note": self.note} if self.note else {})
+            **({"note": self.note} if self.note else {}),
+            **({"shared_dictionary": True} if self.shared_dictionary else {}),
+        }
 
     @classmethod
     def from_dict(cls, values: object) -> ModelDescription:
@@ -119,6 +122,7 @@ class ModelDescription:
             "training_data": reader.take("training_data", str),
             "source": reader.take("source", str),
             "note": reader.take("note", str, default=""),
+            "shared_dictionary": reader.take("shared_dictionary", bool, default=False),
         }
         reader.finish()
         return cls(**description)

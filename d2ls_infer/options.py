@@ -25,12 +25,12 @@ class PredictOptions(OutputOptions):
 
     tile_size: side of a tile in pixels. overlap: pixels (a whole number) or a share of the tile (below 1, or "25%").
     blend: hann, gaussian, linear, or none (the centres of the tiles, cut). dictionary: whose class embeddings tiles are
-    scored by, of a model that has any: those of the "scene", from a few crops of it, or each "tile"'s own. batch_size:
-    tiles scored at once; by default 1 on a CPU and 8 elsewhere, "auto" tries what is fastest. bands: the scene's bands
-    for the model's, as numbers from 1 or names, "4,1,2" or "nir,red,green"; by default those that the file marks as the
-    model's, else the first ones that are not alpha. scale: raw values or percentiles that become the model's value
-    range, "0,10000" or "p2,p98"; by default values are taken as they are. nodata: a value in place of the file's own,
-    or "none": all finite values are valid.
+    scored by: those of the "scene", seen in a few crops of it, each "tile"'s own, or "auto": the scene's, if the model
+    was trained for that. batch_size: tiles scored at once; by default 1 on a CPU and 8 elsewhere, "auto" tries what is
+    fastest. bands: the scene's bands for the model's, as numbers from 1 or names, "4,1,2" or "nir,red,green"; by
+    default those that the file marks as the model's, else the first ones that are not alpha. scale: raw values or
+    percentiles that become the model's value range, "0,10000" or "p2,p98"; by default values are taken as they are.
+    nodata: a value in place of the file's own, or "none": all finite values are valid.
 
     window, bbox with bbox_crs, or aoi: the part of the scene to map, see `Cut`. gsd: the ground sampling distance to
     read the scene at, metres or "auto" for the model's; the map is on the scene's own grid all the same. tta: test-time
@@ -41,7 +41,7 @@ class PredictOptions(OutputOptions):
     tile_size: int = 512
     overlap: int | float | str = 0.25
     blend: str = "hann"
-    dictionary: str = "scene"
+    dictionary: str = "auto"
     batch_size: int | str | None = None
     bands: Sequence[int | str] | str | None = None
     scale: Scale | str | None = None

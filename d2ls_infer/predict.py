@@ -34,7 +34,15 @@ from d2ls_infer.raster import (
     stamps,
     was_made_of,
 )
-from d2ls_infer.segmenter import AugmentedSegmenter, D2LSSegmenter, Precision, Segmenter, in_context, precision_of
+from d2ls_infer.segmenter import (
+    AugmentedSegmenter,
+    D2LSSegmenter,
+    Precision,
+    Segmenter,
+    in_context,
+    precision_of,
+    whose_dictionary,
+)
 from d2ls_infer.tiling import Rows, Tile, TileGrid, blend
 from d2ls_infer.weights import WeightsFile, find_weights, load_network, warn_of_terms
 
@@ -412,7 +420,7 @@ def provenance(job: Job, options: PredictOptions) -> dict[str, str]:
         "tile_size": options.tile_size,
         "overlap_px": options.overlap_px,
         "blend": options.blend,
-        "dictionary": options.dictionary,
+        "dictionary": whose_dictionary(segmenter, job.grid, options.dictionary),
         "bands": dict(zip(segmenter.bands, scene.bands, strict=True)),
         "scale": str(options.scale) if options.scale else None,
         "precision": job.precision,

@@ -94,13 +94,19 @@ class D2LSSegmenter:
 
     @property
     def observes(self) -> bool:
-        """Whether there is a context: there is not of a network with parts of its own."""
-        return isinstance(self.network, FoldedD2LS)
+        """Whether the network was trained for a context."""
+        return self.description.shared_dictionary and isinstance(self.network, FoldedD2LS)
 
     @torch.inference_mode()
     def observe(self, batch: Tensor) -> Tensor:
-        """(B, bands, H, W) raw pixel values -> the mean of their class embeddings, (L + 2, N, C') float32."""
-        assert isinstance(self.network, FoldedD2LS)
+        """(B, bands, H, W) raw pixel values -> the mean of their class embeddings, (L + 2, N, C') float32.
+
+        Raises UsageError for a network with parts of its own.
+        """
+        if not isinstance(self.network, FoldedD2LS):
+            raise UsageError(
+                f"the network of {self.name} does not take the dictionary of a scene; try that of each tile"
+            )
         return self.network.embeddings(self.normalise(batch)).mean(0)
 
     def merge(self, contexts: Sequence[Tensor]) -> Tensor:
@@ -120,7 +126,7 @@ def predict_array(
     overlap: int | float | str = 0.25,
     blend_window: str = "hann",
     batch_size: int = 1,
-    dictionary: str = "scene",
+    dictionary: str = "auto",
 ) -> np.ndarray:
     """(bands, H, W) raw pixel values -> (H, W) uint8 class indices, 255 where a value is not a finite number.
 
@@ -196,14 +202,23 @@ class InContext(Wrapper):
 
 
 def in_context(segmenter: Any, rows: ReadRows, grid: TileGrid, dictionary: str) -> Any:
-    """The segmenter as it shall score the tiles of a grid; see `observed`.
-
-    It stays as it is for the dictionary "tile", where it does not observe, and where one tile is all of the scene.
-    """
-    if parse_dictionary(dictionary) == "tile" or len(grid) == 1 or not getattr(segmenter, "observes", False):
+    """The segmenter as it shall score the tiles of a grid; see `whose_dictionary` and `observed`."""
+    if whose_dictionary(segmenter, grid, dictionary) == "tile":
         return segmenter
     context = observed(segmenter, rows, grid.height, grid.width)
     return segmenter if context is None else InContext(segmenter, context)
+
+
+def whose_dictionary(segmenter: Any, grid: TileGrid, dictionary: str) -> str:
+    """ "scene" or "tile": what one of `DICTIONARIES` comes to; "tile" where one tile is all of the scene.
+
+    Raises UsageError for an unknown name, and for a scene's where the segmenter cannot take it.
+    """
+    parse_dictionary(dictionary)
+    if dictionary == "scene" and not hasattr(segmenter, "observe"):
+        raise UsageError("this model takes no dictionary of a scene; try that of each tile")
+    wanted = getattr(segmenter, "observes", False) if dictionary == "auto" else dictionary == "scene"
+    return "scene" if wanted and len(grid) > 1 else "tile"
 
 
 class AugmentedSegmenter(Wrapper):
@@ -219,7 +234,7 @@ class AugmentedSegmenter(Wrapper):
         super().__init__(segmenter)
         self.views = TTA[mode]
         self.observes = getattr(segmenter, "observes", False)
-        if self.observes:
+        if hasattr(segmenter, "observe"):
             self.observe, self.merge = self.segmenter.observe, self.segmenter.merge
 
     def score(self, batch: Tensor, context: Any = None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -59,7 +60,7 @@ def test_crops_lie_inside_the_scene_apart_and_are_not_too_many(height: int, widt
         found = starts(length, size, count)
         assert found[0] >= 0
         assert found[-1] + size <= length
-        assert all(after - before >= size for before, after in zip(found, found[1:], strict=False))
+        assert all(after - before >= size for before, after in itertools.pairwise(found))
     down, across = counts
     side_by_side = max(1, height // CROP_PX) * max(1, width // CROP_PX)
     assert 1 <= down * across <= min(MOST, side_by_side, max(LEAST, SHARE * side_by_side))
@@ -125,8 +126,22 @@ def test_a_segmenter_stays_as_it_is_where_there_is_nothing_to_see(fake: Brightne
     assert in_context(fake, rows, TileGrid(1024, 1024, 512, 0), "tile") is fake
     assert in_context(fake, rows, TileGrid(1024, 1024, 1024, 0), "scene") is fake, "one tile is all of the scene"
     constant = fakes.Constant()
-    assert in_context(constant, rows, TileGrid(1024, 1024, 512, 0), "scene") is constant
+    assert in_context(constant, rows, TileGrid(1024, 1024, 512, 0), "auto") is constant
     assert fake.seen == []
+
+
+def test_auto_is_what_the_segmenter_is_made_for(fake: Brightness) -> None:
+    rows, grid = rows_of(np.zeros((1, 1024, 1024), np.uint8)), TileGrid(1024, 1024, 512, 0)
+    assert isinstance(in_context(fake, rows, grid, "auto"), InContext)
+    fake.observes = False
+    assert in_context(fake, rows, grid, "auto") is fake
+    assert isinstance(in_context(fake, rows, grid, "scene"), InContext)
+
+
+def test_a_segmenter_that_cannot_observe_is_told(fakes: SimpleNamespace) -> None:
+    rows = rows_of(np.zeros((1, 1024, 1024), np.uint8))
+    with pytest.raises(UsageError, match="tile"):
+        in_context(fakes.Constant(), rows, TileGrid(1024, 1024, 512, 0), "scene")
 
 
 def test_augmented_segmenters_observe_as_theirs_do(fake: Brightness, fakes: SimpleNamespace) -> None:
@@ -140,5 +155,5 @@ def test_augmented_segmenters_observe_as_theirs_do(fake: Brightness, fakes: Simp
 
 def test_an_unknown_dictionary_is_told_with_the_known() -> None:
     assert parse_dictionary("tile") == "tile"
-    with pytest.raises(UsageError, match=r"scene.*tile.*'both'"):
+    with pytest.raises(UsageError, match=r"'both'.*scene, tile"):
         parse_dictionary("both")

@@ -33,10 +33,11 @@ def tiles(command: Command) -> Command:
     for option in (
         click.option(
             "--dictionary",
-            type=click.Choice(["scene", "tile"]),
-            default="scene",
+            type=click.Choice(["auto", "scene", "tile"]),
+            default="auto",
             show_default=True,
-            help="Score tiles by class embeddings of the scene, seen in a few crops, or by each tile's own.",
+            help="Score tiles by class embeddings of the scene, or by each tile's own; auto: the scene's, if the model "
+            "was trained for that.",
         ),
         click.option(
             "--blend",

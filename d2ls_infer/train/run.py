@@ -303,6 +303,7 @@ def describe(
         license=spdx_of(dataset.terms) or dataset.terms or "unknown",
         training_data=f"{dataset.name}, {len(pool)} images",
         source=f"d2ls train, {config.epochs} epochs; {origin}",
+        shared_dictionary=config.shared_dictionary > 0,
     )
 
 
@@ -325,8 +326,9 @@ def measure(
     }
     for short, by_class in (("IoU", scores.iou), ("F1", scores.f1)):
         values |= {f"{short} {name}": value for name, value in zip(model.labels.names, by_class, strict=True)}
+    protocol = f"{PROTOCOL}, dictionary of the scene" if model.observes else PROTOCOL
     return tuple(
-        Metric(name=name, value=round(100 * float(value), 2), split=split, protocol=PROTOCOL)
+        Metric(name=name, value=round(100 * float(value), 2), split=split, protocol=protocol)
         for name, value in values.items()
         if math.isfinite(value)
     )
