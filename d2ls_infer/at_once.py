@@ -20,6 +20,8 @@ Score = Callable[[Tensor], Tensor]
 MOST_TILES = 64
 """More than that at once was not seen to be faster anywhere, and only takes memory."""
 
+USUAL_PX = 8 * 512 * 512
+
 WORTH_IT = 0.97
 """Twice as many tiles are worth their memory where each takes at most so much of the time."""
 
@@ -52,9 +54,11 @@ class Halving:
         return self(batch)
 
 
-def usual_batch(device: torch.device | str) -> int:
-    """How many tiles to score at once where nobody says."""
-    return 1 if torch.device(device).type == "cpu" else 8
+def usual_batch(device: torch.device | str, grid: TileGrid) -> int:
+    """How many tiles to score at once where nobody says: off the CPU as many pixels as eight tiles of 512 have."""
+    if torch.device(device).type == "cpu":
+        return 1
+    return min(8, max(1, USUAL_PX // (grid.tile_height * grid.tile_width)))
 
 
 def fastest_batch(score: Score, grid: TileGrid, bands: int) -> int:

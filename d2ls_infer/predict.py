@@ -348,7 +348,7 @@ def choose_batch(job: Job, options: PredictOptions) -> int:
     if options.batch_size == "auto":
         wanted = fastest_batch(job.segmenter.score, job.grid, len(job.segmenter.bands))
     else:
-        wanted = int(options.batch_size or usual_batch(job.device))
+        wanted = int(options.batch_size or usual_batch(job.device, job.grid))
     if options.max_memory is None:
         return wanted
     batch = sample(job.grid, len(job.segmenter.bands), wanted)

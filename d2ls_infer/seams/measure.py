@@ -303,7 +303,7 @@ class Mapper:
             grid,
             channels=len(self.segmenter.labels),
             window=window,
-            batch_size=int(self.settings.batch_size or usual_batch(device)),
+            batch_size=int(self.settings.batch_size or usual_batch(device, grid)),
             device=device,
         )
         return np.concatenate([decide(part.scores, part.covered) for part in finished])
