@@ -33,7 +33,7 @@ from d2ls_infer.raster import (
     stamps,
     was_made_of,
 )
-from d2ls_infer.segmenter import AugmentedSegmenter, D2LSSegmenter, Precision, Segmenter, precision_of
+from d2ls_infer.segmenter import AugmentedSegmenter, D2LSSegmenter, Precision, Segmenter, backend_of, precision_of
 from d2ls_infer.tiling import Rows, Tile, TileGrid, blend
 from d2ls_infer.weights import WeightsFile, find_weights, load_network, warn_of_terms
 
@@ -86,20 +86,23 @@ def load_model(
     device: str = "auto",
     precision: Precision = "auto",
     *,
+    backend: str = "torch",
     offline: bool = False,
     manifest: str | Path | None = None,
 ) -> D2LSSegmenter:
     """A model by the name or alias of the manifest, from a weights file, or "owner/repo[@revision][:file]" on the hub.
 
     device: auto, cpu, cuda, cuda:1, mps. precision: auto, float32, bfloat16, float16; the type of the network's
-    products. offline: do not use the network. manifest: models of your own, over the package's. Raises UsageError for
-    an unknown name or device, HubError for a hub that fails, WeightsError for a damaged file.
+    products. backend: torch, compile, openvino, onnxruntime, or auto for what is fastest. offline: do not use the network. manifest: models of your own, over the package's. Raises UsageError for
+    an unknown name, device or backend, HubError for a hub that fails, WeightsError for a damaged file.
     """
     weights = find_weights(name_or_path, offline=offline, manifest=manifest)
-    return load_segmenter(weights, device=device, precision=precision)
+    return load_segmenter(weights, device=device, precision=precision, backend=backend)
 
 
-def load_segmenter(weights: WeightsFile, *, device: str = "auto", precision: Precision = "auto") -> D2LSSegmenter:
+def load_segmenter(
+    weights: WeightsFile, *, device: str = "auto", precision: Precision = "auto", backend: str = "torch"
+) -> D2LSSegmenter:
     """The segmenter of a weights file that was found."""
     warn_of_terms(weights)
     network = load_network(weights.path, weights.description)
@@ -111,6 +114,7 @@ def load_segmenter(weights: WeightsFile, *, device: str = "auto", precision: Pre
         reference=weights.reference,
         device=device,
         precision=precision,
+        backend=backend,
     )
 
 
@@ -226,6 +230,8 @@ def prepared(
     with checked(known, source, output, options, overwrite=overwrite) as (scene, view):
         grid = TileGrid(view.height, view.width, options.tile_size, options.overlap_px)
         segmenter: Any = model if weights is None else load_segmenter(weights)
+        if isinstance(segmenter, D2LSSegmenter):
+            segmenter.settle(grid.tile_height, grid.tile_width)
         segmenter = segmenter if options.tta == "none" else AugmentedSegmenter(segmenter, options.tta)
         yield Job(segmenter, name, scene, view, grid, output)
 
@@ -358,6 +364,7 @@ def run_key(job: Job, options: PredictOptions) -> dict[str, Any]:
         "options": about,
         "device": job.device.type,
         "precision": job.precision,
+        "backend": backend_of(job.segmenter),
         "version": [__version__, torch.__version__],
     }
 
@@ -419,6 +426,8 @@ def provenance(job: Job, options: PredictOptions) -> dict[str, str]:
         settings["gsd"] = str(getattr(segmenter, "gsd_m", ""))
     if options.tta != "none":
         settings["tta"] = options.tta
+    if (backend := backend_of(segmenter)) != "torch":
+        settings["backend"] = backend
     return {
         "D2LS_MODEL": job.name,
         "D2LS_WEIGHTS_SHA256": str(getattr(segmenter, "sha256", "")),

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from d2ls_infer.backends import EXTRAS, Run, check_backend, fastest_backend, runner, version_of
 from d2ls_infer.errors import D2LSError, UsageError
 from d2ls_infer.labels import NODATA, LabelMap
 from d2ls_infer.manifest import ModelDescription
@@ -45,7 +46,8 @@ class D2LSSegmenter:
     """A D2LS network with the description of its weights. Scores are probabilities.
 
     `network` is the `nn.Module` in its inference form: normalised pixels in, logits out. A D2LS that is given stays as
-    it is; of one that is folded already, products keep their type. `name` and `sha256` say which weights it holds,
+    it is; of one that is folded already, products keep their type. `backend` is what runs it, see `BACKENDS`; "auto"
+    is settled by `settle`, or by the first tile. `name` and `sha256` say which weights it holds,
     `reference` where they are on the hub ("owner/repo@commit:file"; empty for others).
     """
 
@@ -59,10 +61,15 @@ class D2LSSegmenter:
         reference: str = "",
         device: str = "auto",
         precision: Precision = "auto",
+        backend: str = "torch",
     ) -> None:
-        self.device = choose_device(device)
+        self.device = choose_device("cpu" if device == "auto" and backend in EXTRAS else device)
         self.dtype = choose_dtype(precision, self.device)
+        if backend != "auto":
+            check_backend(backend, self.device, self.dtype)
         self.network = inference_form(network, self.dtype).to(self.device)
+        self.backend, self.is_settled = backend, backend != "auto"
+        self.run = runner("torch" if backend == "auto" else backend, self.network)
         self.description = description
         self.name, self.sha256, self.reference = name, sha256, reference
         self.labels, self.bands, self.value_range = description.labels, description.bands, description.value_range
@@ -83,8 +90,26 @@ class D2LSSegmenter:
     @torch.inference_mode()
     def score(self, batch: Tensor) -> Tensor:
         """(B, bands, H, W) raw pixel values -> (B, N, H, W) float32 probabilities, any H and W."""
-        logits: Tensor = self.network(self.normalise(batch))
-        return logits.softmax(1)
+        pixels = self.normalise(batch)
+        if self.backend == "auto":
+            self.settle(*batch.shape[-2:])
+        return self.run(pixels).softmax(1)
+
+    @torch.inference_mode()
+    def settle(self, height: int, width: int) -> None:
+        """Of the backend "auto": from now on the one that is fastest for tiles of that size."""
+        if self.is_settled:
+            return
+        runs = {}
+
+        def make(backend: str) -> Run:
+            runs[backend] = runner(backend, self.network)
+            return runs[backend]
+
+        pixels = torch.zeros(1, len(self.bands), height, width, device=self.device)
+        about = {"weights": self.sha256}
+        self.backend = fastest_backend(make, pixels, self.dtype, about)
+        self.run = runs.get(self.backend) or runner(self.backend, self.network)
 
     def predict(self, array: np.ndarray, **options: Any) -> np.ndarray:
         """(bands, H, W) raw pixel values -> (H, W) uint8 class indices; see `predict_array`."""
@@ -158,7 +183,7 @@ class AugmentedSegmenter:
             raise UsageError(f"unknown test-time augmentation {mode!r}; known are {', '.join(TTA)}")
         self.segmenter, self.views = segmenter, TTA[mode]
         self.labels, self.bands = segmenter.labels, segmenter.bands
-        for name in ("value_range", "gsd_m", "device", "dtype", "name", "sha256", "reference"):
+        for name in ("value_range", "gsd_m", "device", "dtype", "name", "sha256", "reference", "backend"):
             if hasattr(segmenter, name):
                 setattr(self, name, getattr(segmenter, name))
 
@@ -196,6 +221,11 @@ def decide(scores: Tensor, covered: Tensor) -> np.ndarray:
 def precision_of(segmenter: object) -> str:
     """The number type of a segmenter's products, such as "float32"; empty where it does not say."""
     return str(getattr(segmenter, "dtype", "")).removeprefix("torch.")
+
+
+def backend_of(segmenter: object) -> str:
+    """What runs a segmenter's network, with its version where that is not torch's; "torch" where it does not say."""
+    return version_of(str(getattr(segmenter, "backend", "torch")))
 
 
 def choose_device(name: str) -> torch.device:

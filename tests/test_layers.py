@@ -21,6 +21,7 @@ LAYERS = (
     "manifest",
     "tensors",
     "nn",
+    "backends",
     "legacy",
     "hub",
     "card",
