@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import os
@@ -47,7 +46,9 @@ def check_backend(backend: str, device: torch.device, dtype: torch.dtype) -> Non
     if not is_installed(backend):
         raise UsageError(f"the backend {backend} needs more packages: pip install 'd2ls-infer[{EXTRAS[backend]}]'")
     if device.type != "cpu":
-        raise UsageError(f"the backend {backend} runs on the CPU here, not on {device}; leave out --device, or try torch")
+        raise UsageError(
+            f"the backend {backend} runs on the CPU here, not on {device}; leave out --device, or try torch"
+        )
     if dtype not in DTYPES[backend]:
         known = " and ".join(str(known).removeprefix("torch.") for known in DTYPES[backend])
         raise UsageError(f"the backend {backend} runs in {known} here, not in {str(dtype).removeprefix('torch.')}")
@@ -70,7 +71,8 @@ def runner(backend: str, network: nn.Module) -> Run:
         return network
     if backend == "compile":
         return Compiled(network)
-    return Graphs(network, {"openvino": OpenVINO.of, "onnxruntime": ONNXRuntime.of}[backend])
+    make: dict[str, Callable[[ExportedProgram], Run]] = {"openvino": OpenVINO.of, "onnxruntime": ONNXRuntime.of}
+    return Graphs(network, make[backend])
 
 
 class Compiled:
@@ -85,10 +87,11 @@ class Compiled:
             self.network(pixels)  # keeps its positional terms for a size: compiled before that, it would be so again
             self.seen.add(size)
         try:
-            return self.run(pixels)
+            logits: Tensor = self.run(pixels)
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = str(error).strip().splitlines()[0]
             raise D2LSError(f"the network cannot be compiled here: {reason}; try another --backend") from error
+        return logits
 
 
 class Graphs:
@@ -109,7 +112,7 @@ class Graphs:
         self.graphs[size] = run  # as the latest
         while len(self.graphs) > GRAPHS:
             del self.graphs[next(iter(self.graphs))]
-        return torch.cat([run(image) for image in pixels.split(1)])
+        return torch.cat([run(image) for image in torch.split(pixels, 1)])
 
 
 @torch.no_grad()
@@ -192,7 +195,7 @@ def onnx_model(program: ExportedProgram) -> Any:
 def fastest_backend(make: Callable[[str], Run], pixels: Tensor, dtype: torch.dtype, about: Mapping[str, Any]) -> str:
     """The installed backend that takes the least time for `pixels` (1, bands, H, W); measured once and remembered.
 
-    about: what else the choice depends on, such as the weights' sha256. Backends that cannot run are told of in the log.
+    about: what else the choice depends on, such as the weights' sha256. The log tells of backends that cannot run.
     """
     candidates = []
     for backend in BACKENDS:

@@ -19,6 +19,8 @@ from torch import Tensor
 from d2ls_infer import __version__
 from d2ls_infer.at_once import Halving, fastest_batch, fitting_batch, sample, usual_batch
 from d2ls_infer.background import Behind, ahead
+from d2ls_infer.exported import ExportedSegmenter
+from d2ls_infer.graphs import RUNTIMES
 from d2ls_infer.journal import Journal, journal_path, key_of, remove_journal
 from d2ls_infer.memory import rows_bytes
 from d2ls_infer.notices import warn_before, warn_of_clipping
@@ -89,12 +91,13 @@ def load_model(
     backend: str = "torch",
     offline: bool = False,
     manifest: str | Path | None = None,
-) -> D2LSSegmenter:
-    """A model by the name or alias of the manifest, from a weights file, or "owner/repo[@revision][:file]" on the hub.
+) -> D2LSSegmenter | ExportedSegmenter:
+    """A model by the name or alias of the manifest, from a file, or "owner/repo[@revision][:file]" on the hub.
 
-    device: auto, cpu, cuda, cuda:1, mps. precision: auto, float32, bfloat16, float16; the type of the network's
-    products. backend: torch, compile, openvino, onnxruntime, or auto for what is fastest. offline: do not use the network. manifest: models of your own, over the package's. Raises UsageError for
-    an unknown name, device or backend, HubError for a hub that fails, WeightsError for a damaged file.
+    A file holds weights, or is one of `d2ls export`. device: auto, cpu, cuda, cuda:1, mps. precision: auto, float32,
+    bfloat16, float16; the type of the network's products. backend: what runs it: torch, compile, openvino, onnxruntime,
+    or auto for the fastest. offline: do not use the network. manifest: models of your own, over the package's. Raises
+    UsageError for an unknown name, device or backend, HubError for a hub that fails, WeightsError for a damaged file.
     """
     weights = find_weights(name_or_path, offline=offline, manifest=manifest)
     return load_segmenter(weights, device=device, precision=precision, backend=backend)
@@ -102,9 +105,11 @@ def load_model(
 
 def load_segmenter(
     weights: WeightsFile, *, device: str = "auto", precision: Precision = "auto", backend: str = "torch"
-) -> D2LSSegmenter:
-    """The segmenter of a weights file that was found."""
+) -> D2LSSegmenter | ExportedSegmenter:
+    """The segmenter of a weights file that was found, or of an exported one, which its own runtime runs."""
     warn_of_terms(weights)
+    if weights.path.suffix in RUNTIMES:
+        return ExportedSegmenter(weights, device=device, precision=precision, backend=backend)
     network = load_network(weights.path, weights.description)
     return D2LSSegmenter(
         network,
