@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 
 from d2ls_infer.errors import D2LSError, UsageError, shortened
 from d2ls_infer.files import write_whole
+from d2ls_infer.nn import pad_to_stride
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +106,8 @@ class Graphs:
         self.graphs: dict[tuple[int, ...], Run] = {}
 
     def __call__(self, pixels: Tensor) -> Tensor:
+        height, width = pixels.shape[-2:]
+        pixels = pad_to_stride(pixels)  # as D2LS itself does; OpenVINO takes no graph with a reflection in it
         size = tuple(pixels.shape[-2:])
         run = self.graphs.pop(size, None)
         if run is None:
@@ -112,7 +115,7 @@ class Graphs:
         self.graphs[size] = run  # as the latest
         while len(self.graphs) > GRAPHS:
             del self.graphs[next(iter(self.graphs))]
-        return torch.cat([run(image) for image in torch.split(pixels, 1)])
+        return torch.cat([run(image)[..., :height, :width] for image in torch.split(pixels, 1)])
 
 
 @torch.no_grad()

@@ -34,6 +34,9 @@ LEAST_SAME, LEAST_SAME_INT8, MOST_AREA = 0.999, 0.995, 0.001
 QUANTISED = ("Convolution", "MatMul", "Add", "Multiply", "MVN", "Interpolate", "ReduceMean")
 """The kinds of operations that would be made int8 if nobody said otherwise."""
 
+STRIDE = 32
+"""Sides of tiles are multiples of it: the network's reflection below that is in no graph."""
+
 LEAST_VALID = 0.5
 """Of a tile: emptier ones say little of a model."""
 
@@ -136,8 +139,8 @@ def check_export(
         raise UsageError("int8 is for --format openvino")
     if int8 and not find_spec("nncf"):
         raise UsageError("int8 needs more packages: pip install 'd2ls-infer[int8]'")
-    if tile_size < 1:
-        raise UsageError(f"tile size must be at least 1 pixel, got {tile_size}; try 512")
+    if tile_size < STRIDE or tile_size % STRIDE:
+        raise UsageError(f"an exported model takes tiles of a multiple of {STRIDE} pixels, got {tile_size}; try 512")
     if not output.resolve().parent.is_dir():
         raise UsageError(f"no such folder: {output.parent}")
     for file in [output, output.with_suffix(".bin")] if file_format == "openvino" else [output]:
@@ -205,8 +208,8 @@ WRITERS: dict[str, Callable[..., Run]] = {
 def quantised(model: Any, tiles: Sequence[Tensor]) -> Any:
     """An OpenVINO model whose encoder's products run in int8, with ranges taken from raw tiles.
 
-    The stem, depth-wise convolutions and all that comes after the encoder stay as they are: of the labels of the bundled
-    `naip`, 97.5 % stayed the same with all in int8, and 99.0 % so.
+    The stem, depth-wise convolutions and all that comes after the encoder stay as they are: of the labels of the
+    bundled `naip`, 97.5 % stayed the same with all in int8, and 99.0 % so.
     """
     import nncf
 
