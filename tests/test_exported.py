@@ -45,11 +45,8 @@ def graph(
     if not backends.is_installed(backend):
         pytest.skip(f"needs {backend}: pip install 'd2ls-infer[{backends.EXTRAS[backend]}]'")
     path = tmp_path_factory.mktemp("graph") / f"tiny{ENDINGS[request.param]}"
-    result = CliRunner().invoke(
-        main,
-        f"export --format {request.param} --tile-size {SIDE}".split()
-        + ["-m", str(tiny_weights), "--scene", str(scene), "-o", str(path)],
-    )
+    options = ["--format", request.param, "--tile-size", str(SIDE), "--scene", str(scene), "-o", str(path)]
+    result = CliRunner().invoke(main, ["export", "-m", str(tiny_weights), *options])
     assert result.exit_code == 0, result.output
     assert {file.name for file in path.parent.iterdir()} == {path.name} | (
         {"tiny.bin"} if request.param == "openvino" else set()

@@ -79,7 +79,7 @@ def main() -> int:
         timer = Timer()
         for _ in range(options.runs):
             for form, run in forms.items():
-                timer.run(form, lambda run=run: run(pixels))
+                timer.run(form, lambda run=run, pixels=pixels: run(pixels))
         print(f"\n{name}: {network.config.backbone}, {network.config.num_classes} classes, {options.size} px")
         print(f"{'':30}{'clock':>9}{'ratio':>7}{'processor':>11}{'ratio':>7}{'same labels':>14}{'area off':>10}")
         base = timer.seconds["published float32"]
@@ -89,7 +89,7 @@ def main() -> int:
             if tiles:
                 goal = LEAST_SAME_INT8 if "int8" in form else LEAST_SAME
                 held = tiles[1::2] if "int8" in form and len(tiles) > 1 else tiles
-                found = compare(lambda x, run=run: run(segmenter.normalise(x)), segmenter, held, goal)
+                found = compare(lambda x, run=run, to=segmenter.normalise: run(to(x)), segmenter, held, goal)
                 told = f"{found.same:14.4%}{max(map(abs, found.areas)):10.4%}{'' if found.is_good else '  missed'}"
             print(f"{form:30}{clock:8.3f}s{base[0] / clock:7.2f}{processor:10.3f}s{base[1] / processor:7.2f}{told}")
     return 0
