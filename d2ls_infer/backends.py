@@ -111,7 +111,12 @@ class Graphs:
         size = tuple(pixels.shape[-2:])
         run = self.graphs.pop(size, None)
         if run is None:
-            run = self.make(exported(self.network, torch.zeros(1, *pixels.shape[1:])))
+            program = exported(self.network, torch.zeros(1, *pixels.shape[1:]))
+            try:
+                run = self.make(program)
+            except Exception as error:  # each runtime has its own
+                reason = str(error).strip().partition("\n")[0]
+                raise D2LSError(f"the network's graph cannot be taken over: {reason}; try --backend torch") from error
         self.graphs[size] = run  # as the latest
         while len(self.graphs) > GRAPHS:
             del self.graphs[next(iter(self.graphs))]
