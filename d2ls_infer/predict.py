@@ -20,6 +20,8 @@ from torch import Tensor
 from d2ls_infer import __version__
 from d2ls_infer.at_once import Halving, fastest_batch, fitting_batch, sample, usual_batch
 from d2ls_infer.background import Behind, ahead
+from d2ls_infer.exported import ExportedSegmenter
+from d2ls_infer.graphs import RUNTIMES
 from d2ls_infer.journal import Journal, journal_path, key_of, remove_journal
 from d2ls_infer.memory import rows_bytes
 from d2ls_infer.notices import warn_before, warn_of_clipping
@@ -39,6 +41,7 @@ from d2ls_infer.segmenter import (
     D2LSSegmenter,
     Precision,
     Segmenter,
+    backend_of,
     in_context,
     precision_of,
     whose_dictionary,
@@ -95,22 +98,28 @@ def load_model(
     device: str = "auto",
     precision: Precision = "auto",
     *,
+    backend: str = "torch",
     offline: bool = False,
     manifest: str | Path | None = None,
-) -> D2LSSegmenter:
-    """A model by the name or alias of the manifest, from a weights file, or "owner/repo[@revision][:file]" on the hub.
+) -> D2LSSegmenter | ExportedSegmenter:
+    """A model by the name or alias of the manifest, from a file, or "owner/repo[@revision][:file]" on the hub.
 
-    device: auto, cpu, cuda, cuda:1, mps. precision: auto, float32, bfloat16, float16; the type of the network's
-    products. offline: do not use the network. manifest: models of your own, over the package's. Raises UsageError for
-    an unknown name or device, HubError for a hub that fails, WeightsError for a damaged file.
+    A file holds weights, or is one of `d2ls export`. device: auto, cpu, cuda, cuda:1, mps. precision: auto, float32,
+    bfloat16, float16; the type of the network's products. backend: what runs it: torch, compile, openvino, onnxruntime,
+    or auto for the fastest. offline: do not use the network. manifest: models of your own, over the package's. Raises
+    UsageError for an unknown name, device or backend, HubError for a hub that fails, WeightsError for a damaged file.
     """
     weights = find_weights(name_or_path, offline=offline, manifest=manifest)
-    return load_segmenter(weights, device=device, precision=precision)
+    return load_segmenter(weights, device=device, precision=precision, backend=backend)
 
 
-def load_segmenter(weights: WeightsFile, *, device: str = "auto", precision: Precision = "auto") -> D2LSSegmenter:
-    """The segmenter of a weights file that was found."""
+def load_segmenter(
+    weights: WeightsFile, *, device: str = "auto", precision: Precision = "auto", backend: str = "torch"
+) -> D2LSSegmenter | ExportedSegmenter:
+    """The segmenter of a weights file that was found, or of an exported one, which its own runtime runs."""
     warn_of_terms(weights)
+    if weights.path.suffix in RUNTIMES:
+        return ExportedSegmenter(weights, device=device, precision=precision, backend=backend)
     network = load_network(weights.path, weights.description)
     return D2LSSegmenter(
         network,
@@ -120,6 +129,7 @@ def load_segmenter(weights: WeightsFile, *, device: str = "auto", precision: Pre
         reference=weights.reference,
         device=device,
         precision=precision,
+        backend=backend,
     )
 
 
@@ -241,6 +251,8 @@ def prepared(
     with checked(known, source, output, options, overwrite=overwrite) as (scene, view):
         grid = TileGrid(view.height, view.width, options.tile_size, options.overlap_px)
         segmenter: Any = model if weights is None else load_segmenter(weights)
+        if isinstance(segmenter, D2LSSegmenter):
+            segmenter.settle(grid.tile_height, grid.tile_width)
         segmenter = segmenter if options.tta == "none" else AugmentedSegmenter(segmenter, options.tta)
         yield Job(segmenter, name, scene, view, grid, output)
 
@@ -373,6 +385,7 @@ def run_key(job: Job, options: PredictOptions) -> dict[str, Any]:
         "options": about,
         "device": job.device.type,
         "precision": job.precision,
+        "backend": backend_of(job.segmenter),
         "version": [__version__, torch.__version__],
     }
 
@@ -435,6 +448,8 @@ def provenance(job: Job, options: PredictOptions) -> dict[str, str]:
         settings["gsd"] = str(getattr(segmenter, "gsd_m", ""))
     if options.tta != "none":
         settings["tta"] = options.tta
+    if (backend := backend_of(segmenter)) != "torch":
+        settings["backend"] = backend
     return {
         "D2LS_MODEL": job.name,
         "D2LS_WEIGHTS_SHA256": str(getattr(segmenter, "sha256", "")),

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from d2ls_infer.backends import EXTRAS, Run, check_backend, fastest_backend, runner, version_of
 from d2ls_infer.context import Observer, ReadRows, observed, parse_dictionary
 from d2ls_infer.errors import D2LSError, UsageError
 from d2ls_infer.labels import NODATA, LabelMap
 from d2ls_infer.manifest import ModelDescription
-from d2ls_infer.nn import FoldedD2LS, inference_form
+from d2ls_infer.nn import ByEmbeddings, FoldedD2LS, inference_form
 from d2ls_infer.tiling import TileGrid, blend, parse_overlap
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -47,7 +48,8 @@ class D2LSSegmenter:
     """A D2LS network with the description of its weights. Scores are probabilities.
 
     `network` is the `nn.Module` in its inference form: normalised pixels in, logits out. A D2LS that is given stays as
-    it is; of one that is folded already, products keep their type. `name` and `sha256` say which weights it holds,
+    it is; of one that is folded already, products keep their type. `backend` is what runs it, see `BACKENDS`; "auto"
+    is settled by `settle`, or by the first tile. `name` and `sha256` say which weights it holds,
     `reference` where they are on the hub ("owner/repo@commit:file"; empty for others).
     """
 
@@ -61,10 +63,16 @@ class D2LSSegmenter:
         reference: str = "",
         device: str = "auto",
         precision: Precision = "auto",
+        backend: str = "torch",
     ) -> None:
-        self.device = choose_device(device)
+        self.device = choose_device("cpu" if device == "auto" and backend in EXTRAS else device)
         self.dtype = choose_dtype(precision, self.device)
+        if backend != "auto":
+            check_backend(backend, self.device, self.dtype)
         self.network = inference_form(network, self.dtype).to(self.device)
+        self.backend, self.is_settled = backend, backend != "auto"
+        self.run = runner("torch" if backend == "auto" else backend, self.network)
+        self.given: tuple[Tensor, Run] | None = None
         self.description = description
         self.name, self.sha256, self.reference = name, sha256, reference
         self.labels, self.bands, self.value_range = description.labels, description.bands, description.value_range
@@ -89,8 +97,32 @@ class D2LSSegmenter:
         context: class embeddings (L + 2, N, C') in place of each tile's own, see `FoldedD2LS`.
         """
         pixels = self.normalise(batch)
-        logits: Tensor = self.network(pixels) if context is None else self.network(pixels, context)
-        return logits.softmax(1)
+        if self.backend == "auto":
+            self.settle(*batch.shape[-2:])
+        run = self.run if context is None else self.run_by(context)
+        return run(pixels).softmax(1)
+
+    def run_by(self, context: Tensor) -> Run:
+        """The network by given class embeddings, which a runtime's graph takes as constants; the last ones are kept."""
+        if self.given is None or self.given[0] is not context:
+            self.given = context, runner(self.backend, ByEmbeddings(self.network, context))
+        return self.given[1]
+
+    @torch.inference_mode()
+    def settle(self, height: int, width: int) -> None:
+        """Of the backend "auto": from now on the one that is fastest for tiles of that size."""
+        if self.is_settled:
+            return
+        runs = {}
+
+        def make(backend: str) -> Run:
+            runs[backend] = runner(backend, self.network)
+            return runs[backend]
+
+        pixels = torch.zeros(1, len(self.bands), height, width, device=self.device)
+        about = {"weights": self.sha256}
+        self.backend = fastest_backend(make, pixels, self.dtype, about)
+        self.run = runs.get(self.backend) or runner(self.backend, self.network)
 
     @property
     def observes(self) -> bool:
@@ -104,9 +136,7 @@ class D2LSSegmenter:
         Raises UsageError for a network with parts of its own.
         """
         if not isinstance(self.network, FoldedD2LS):
-            raise UsageError(
-                f"the network of {self.name} does not take the dictionary of a scene; try that of each tile"
-            )
+            raise UsageError(f"the network of {self.name} takes no dictionary of a scene; try that of each tile")
         return self.network.embeddings(self.normalise(batch)).mean(0)
 
     def merge(self, contexts: Sequence[Tensor]) -> Tensor:
@@ -183,7 +213,7 @@ class Wrapper:
     def __init__(self, segmenter: Any) -> None:
         self.segmenter = segmenter
         self.labels, self.bands = segmenter.labels, segmenter.bands
-        for name in ("value_range", "gsd_m", "device", "dtype", "name", "sha256", "reference"):
+        for name in ("value_range", "gsd_m", "device", "dtype", "name", "sha256", "reference", "backend"):
             if hasattr(segmenter, name):
                 setattr(self, name, getattr(segmenter, name))
 
@@ -272,6 +302,11 @@ def decide(scores: Tensor, covered: Tensor) -> np.ndarray:
 def precision_of(segmenter: object) -> str:
     """The number type of a segmenter's products, such as "float32"; empty where it does not say."""
     return str(getattr(segmenter, "dtype", "")).removeprefix("torch.")
+
+
+def backend_of(segmenter: object) -> str:
+    """What runs a segmenter's network, with its version where that is not torch's; "torch" where it does not say."""
+    return version_of(str(getattr(segmenter, "backend", "torch")))
 
 
 def choose_device(name: str) -> torch.device:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from d2ls_infer import hub
 from d2ls_infer.errors import HubError, MissingFileError, UnavailableModelError, UsageError, WeightsError
+from d2ls_infer.graphs import RUNTIMES, GraphFile
 from d2ls_infer.licence import is_restricted
 from d2ls_infer.manifest import HubFile, ModelDescription, WeightsEntry, load_manifest
 from d2ls_infer.tensors import read_header, write_tensors
@@ -67,6 +68,9 @@ def find_weights(
     if kind := kind_of(path):
         if kind == "folder" and text.lower() not in load_manifest(manifest).by_name():
             raise UsageError(f"{path} is a folder; name the weights file in it")
+        if kind == "file" and path.suffix in RUNTIMES:
+            graph = GraphFile.of(path)
+            return WeightsFile(path.stem, path, graph.description, graph.sha256)
         if kind == "file":
             return WeightsFile(path.stem, path, read_description(path), file_sha256(path))
     reference = hub.parse_reference(text) if isinstance(name_or_path, str) else None

@@ -10,6 +10,7 @@ import click
 from d2ls_infer import __version__
 from d2ls_infer.cli.convert import convert
 from d2ls_infer.cli.evaluate import evaluate
+from d2ls_infer.cli.export import export
 from d2ls_infer.cli.models import models
 from d2ls_infer.cli.predict import predict
 from d2ls_infer.cli.publish import publish
@@ -55,4 +56,5 @@ main.add_command(seams)
 main.add_command(train)
 main.add_command(models)
 main.add_command(convert)
+main.add_command(export)
 main.add_command(publish)

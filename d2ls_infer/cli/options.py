@@ -160,6 +160,13 @@ precision = click.option(
     show_default=True,
     help="Number type of the network's products.",
 )
+backend = click.option(
+    "--backend",
+    type=click.Choice(["auto", "torch", "compile", "openvino", "onnxruntime"]),
+    default="torch",
+    show_default=True,
+    help="What runs the network; auto measures once which is fastest here.",
+)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 )
 @options.device
 @options.precision
+@options.backend
 @options.values
 @options.part
 @options.gsd
@@ -70,6 +71,7 @@ def predict(
     batch_size: str | None,
     device: str,
     precision: str,
+    backend: str,
     bands: str | None,
     scale: str | None,
     nodata: str | None,
@@ -120,7 +122,7 @@ def predict(
         raise UsageError(f"{output} is no folder, and a map is a GeoTIFF: name it .tif, or make the folder first")
     common: dict[str, Any] = {
         "overwrite": overwrite,
-        "load": partial(load_segmenter, device=device, precision=precision),  # type: ignore[arg-type]
+        "load": partial(load_segmenter, device=device, precision=precision, backend=backend),  # type: ignore[arg-type]
         **settings,
     }
     results: Iterator[PredictResult | Plan | FailedScene]

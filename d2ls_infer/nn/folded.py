@@ -122,6 +122,18 @@ class FoldedD2LS(nn.Module):
         return [level.float() for level in levels]
 
 
+class ByEmbeddings(nn.Module):
+    """(B, C, H, W) normalised pixels -> (B, N, H, W) float32 logits: a folded network by given embeddings."""
+
+    def __init__(self, network: nn.Module, embeddings: Tensor) -> None:
+        super().__init__()
+        self.network, self.given = network, nn.Buffer(embeddings)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits: Tensor = self.network(pixels, self.given)
+        return logits
+
+
 class FoldedMapping(nn.Module):
     """F1..F4 float32 -> E0 (B, C', h, w) float32, channels last: `Encoder.folded`, worked out.
 
@@ -267,8 +279,14 @@ class TokensQueryImage(nn.Module):
 
     def forward(self, query: Tensor, image: Tensor, position: Tensor) -> Tensor:
         image = image.to(self.dtype)
-        weights = scores(self.query(query), self.probe, image, position).softmax(-1)  # (B, heads*N, M)
-        mixed = per_head(torch.bmm(weights, image).float(), axis=1)  # (B, heads, N, C')
+        found = scores(self.query(query), self.probe, image, position)  # (B, heads*N, M)
+        if torch.compiler.is_exporting():
+            # OpenVINO takes a softmax between two products for an attention with many queries: 2.5 times the time.
+            weights = (found - found.amax(-1, keepdim=True)).exp()
+            mixed = torch.bmm(weights, image).float() / weights.float().sum(-1, keepdim=True)
+        else:
+            mixed = torch.bmm(found.softmax(-1), image).float()
+        mixed = per_head(mixed, axis=1)  # (B, heads, N, C')
         update: Tensor = self.out(torch.einsum("bhnc,hdc->bnhd", mixed, self.value).flatten(2))
         return update
 
@@ -328,6 +346,10 @@ class FoldedUpsampler(nn.Module):
         parts = torch.eye(4, device=classes.device)
         spread = torch.einsum("bnc,st->bsnct", classes, parts).flatten(3).flatten(1, 2)  # (B, 4*N, C'/4)
         x = F.gelu(F.gelu(self.norm(torch.unflatten(image, -1, (4, -1)))))  # (B, h*w, 4, C'/4)
+        if torch.compiler.is_exporting():  # graphs have no place to put planes into, but runtimes have a pixel shuffle
+            planes = torch.stack([torch.bmm(spread, part.transpose(1, 2)) for part in x.unbind(2)], 1)
+            planes = planes.view(len(x), 2, 2, 2, 2, -1, height, width).permute(0, 5, 1, 3, 2, 4, 6, 7)
+            return F.pixel_shuffle(planes.flatten(1, 5), 4)
         logits = x.new_empty(*classes.shape[:2], height, 4, width, 4)
         for first, part in enumerate(x.unbind(2)):
             planes = torch.bmm(spread, part.transpose(1, 2)).view(len(x), 4, -1, height, width)
@@ -380,6 +402,9 @@ class PiecewiseMlp(nn.Module):
         self.fc1, self.act, self.fc2 = mlp.fc1, mlp.act, mlp.fc2
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():  # runtimes have their own ways with a cache
+            whole: Tensor = self.fc2(self.act(self.fc1(x))).float()
+            return whole
         rows = x.flatten(0, 2)
         size = len(rows)
         if x.device.type == "cpu":

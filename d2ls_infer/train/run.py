@@ -326,7 +326,7 @@ def measure(
     }
     for short, by_class in (("IoU", scores.iou), ("F1", scores.f1)):
         values |= {f"{short} {name}": value for name, value in zip(model.labels.names, by_class, strict=True)}
-    protocol = f"{PROTOCOL}, dictionary of the scene" if model.observes else PROTOCOL
+    protocol = f"{PROTOCOL}, dictionary of the scene" if getattr(model, "observes", False) else PROTOCOL
     return tuple(
         Metric(name=name, value=round(100 * float(value), 2), split=split, protocol=protocol)
         for name, value in values.items()

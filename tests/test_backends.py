@@ -1,0 +1,207 @@
+"""What runs the network: every backend gives the labels of torch, and `auto` remembers its choice."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from torch import Tensor, nn
+
+from d2ls_infer import backends, load_model
+from d2ls_infer.backends import check_backend, exported, fastest_backend, runner, version_of
+from d2ls_infer.errors import D2LSError, UsageError
+from d2ls_infer.nn import D2LS, D2LSConfig, fold
+
+SCENE = Path(__file__).parents[1] / "examples" / "naip_scene.tif"
+CPU = torch.device("cpu")
+GRAPHS = ("openvino", "onnxruntime")
+
+# What the exporters and runtimes say of themselves is not ours to mend.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning:onnxscript"),
+]
+
+
+def installed(backend: str) -> str:
+    """The backend, or a test that is skipped."""
+    if not backends.is_installed(backend):
+        pytest.skip(f"needs {backend}: pip install 'd2ls-infer[{backends.EXTRAS[backend]}]'")
+    return backend
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "d2ls" / "backends.json"
+
+
+@pytest.fixture(scope="module")
+def tile() -> Tensor:
+    with rasterio.open(SCENE) as scene:
+        pixels = scene.read(window=((0, 256), (0, 256)))
+    return torch.from_numpy(pixels)[None]
+
+
+@pytest.mark.parametrize("backend", GRAPHS)
+def test_the_labels_of_a_real_scene_are_those_of_torch(backend: str, tile: Tensor) -> None:
+    expected = load_model("naip", device="cpu", precision="float32").score(tile)
+    found = load_model("naip", precision="float32", backend=installed(backend)).score(tile)
+    assert found.shape == expected.shape
+    assert found.dtype == torch.float32
+    assert (found.argmax(1) == expected.argmax(1)).float().mean() >= 0.999
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+
+
+def test_bfloat16_stands_in_the_graph() -> None:
+    """OpenVINO neither widens nor narrows what the network says."""
+    pixels = torch.randn(1, 3, 64, 64)
+    exact, rounded = small("mobilenetv3_small_050"), small("mobilenetv3_small_050", torch.bfloat16)
+    found = runner(installed("openvino"), rounded)(pixels)
+    difference = (found - exact(pixels)).abs().max()
+    assert 0 < difference <= 2 * (rounded(pixels) - exact(pixels)).abs().max()
+
+
+def small(backbone: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    torch.manual_seed(0)
+    return fold(D2LS(D2LSConfig(backbone=backbone, num_classes=3, embed_dim=32, stages=1)), dtype)
+
+
+@pytest.mark.parametrize("backend", GRAPHS)
+def test_any_size_and_any_batch(backend: str) -> None:
+    network = small("mobilenetv3_small_050")
+    strides = [parameter.stride() for parameter in network.parameters()]
+    run = runner(installed(backend), network)
+    for shape in [(3, 3, 64, 64), (1, 3, 50, 41), (2, 3, 64, 64)]:
+        pixels = torch.randn(shape).contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(run(pixels), network(pixels), rtol=0, atol=2e-4)
+    assert [parameter.stride() for parameter in network.parameters()] == strides
+
+
+def test_the_graph_of_a_convnext_is_the_network() -> None:
+    network, pixels = small("convnext_atto"), torch.randn(1, 3, 64, 64)
+    found = exported(network, pixels).module()(pixels)
+    torch.testing.assert_close(found, network(pixels), rtol=0, atol=1e-4)
+
+
+def test_the_compiler_is_given_the_network_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", torch._dynamo.optimize("eager"))
+    network, pixels = nn.Conv2d(3, 4, 1), torch.randn(1, 3, 64, 64)
+    run = runner("compile", network)
+    for image in (pixels, pixels[..., :32]):
+        torch.testing.assert_close(run(image), network(image))
+
+
+def test_what_has_no_graph_is_told() -> None:
+    class Undecided(nn.Module):
+        def forward(self, pixels: Tensor) -> Tensor:
+            return pixels if pixels.mean() > 0 else -pixels
+
+    with pytest.raises(D2LSError, match=r"no graph that could be exported.*try --backend torch"):
+        runner(installed("openvino"), Undecided())(torch.zeros(1, 3, 32, 32))
+
+
+def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="unknown backend 'tensorflow'; known are auto, torch, compile, openvino"):
+        check_backend("tensorflow", CPU, torch.float32)
+    monkeypatch.setattr(backends, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"openvino needs more packages: pip install 'd2ls-infer\[openvino\]'"):
+        check_backend("openvino", CPU, torch.float32)
+    with pytest.raises(UsageError, match=r"onnxruntime needs more packages: pip install 'd2ls-infer\[onnx\]'"):
+        load_model("naip", backend="onnxruntime")
+    monkeypatch.setattr(backends, "find_spec", lambda name: name)
+    with pytest.raises(UsageError, match="onnxruntime runs in float32 here, not in bfloat16"):
+        check_backend("onnxruntime", CPU, torch.bfloat16)
+    with pytest.raises(UsageError, match="openvino runs on the CPU here, not on cuda"):
+        check_backend("openvino", torch.device("cuda"), torch.float32)
+
+
+def slow(times: int) -> Callable[[Tensor], Tensor]:
+    def run(pixels: Tensor) -> Tensor:
+        for _ in range(times):
+            (torch.ones(200, 200) @ torch.ones(200, 200)).sum()
+        return pixels
+
+    return run
+
+
+def test_auto_measures_once_and_remembers(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(backends, "find_spec", lambda name: None)
+    made: list[str] = []
+
+    def make(backend: str) -> Callable[[Tensor], Tensor]:
+        made.append(backend)
+        return slow({"torch": 300, "compile": 1}[backend])
+
+    def choose(shape: tuple[int, ...] = (1, 3, 64, 64), sha256: str = "a") -> str:
+        return fastest_backend(make, torch.zeros(shape), torch.float32, {"weights": sha256})
+
+    with caplog.at_level(logging.INFO, logger="d2ls_infer"):
+        assert choose() == "compile"
+    assert made == ["torch", "compile"]
+    assert [record.message for record in caplog.records if "is the fastest for tiles of 64 x 64" in record.message]
+    assert list(json.loads(cache.read_text()).values()) == ["compile"]
+    assert choose() == "compile"
+    assert len(made) == 2
+    choose((1, 3, 32, 64))
+    choose(sha256="b")
+    assert len(made) == 6
+    assert len(json.loads(cache.read_text())) == 3
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"\xff", b'{"a": 1}'])
+def test_a_damaged_memory_is_no_memory(cache: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "find_spec", lambda name: None)
+    cache.parent.mkdir(parents=True)
+    cache.write_bytes(content)
+    assert fastest_backend(lambda name: slow(1), torch.zeros(1, 3, 8, 8), torch.float32, {}) in ("torch", "compile")
+    assert len(json.loads(cache.read_text())) >= 1
+
+
+def test_auto_leaves_out_what_cannot_run(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(backends, "find_spec", lambda name: None)
+
+    def make(backend: str) -> Callable[[Tensor], Tensor]:
+        if backend == "compile":
+            raise D2LSError("no compiler")
+        return slow(1)
+
+    with caplog.at_level(logging.INFO, logger="d2ls_infer"):
+        assert fastest_backend(make, torch.zeros(1, 3, 8, 8), torch.float32, {}) == "torch"
+    assert "compile is left out: no compiler" in caplog.text
+
+
+def test_auto_settles_before_the_first_tile(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "BACKENDS", ("torch",))
+    model = load_model(tiny_weights, device="cpu", backend="auto")
+    assert model.backend == "auto"
+    labels = model.predict(np.zeros((3, 40, 40), np.uint8), tile_size=32)
+    assert model.backend == "torch"
+    assert labels.shape == (40, 40)
+
+
+def test_names_have_versions() -> None:
+    assert version_of("torch") == "torch"
+    assert version_of(installed("openvino")).startswith("openvino 20")
+
+
+@pytest.mark.parametrize("backend", GRAPHS)
+def test_a_scenes_dictionary_gives_the_same_map_on_any_backend(backend: str, tiny_weights: Path) -> None:
+    installed(backend)
+    pixels = np.random.default_rng(3).integers(0, 255, (3, 160, 160), np.uint8)
+    options: dict[str, Any] = {"tile_size": 96, "overlap": 32, "dictionary": "scene"}
+    expected = load_model(tiny_weights, device="cpu", precision="float32").predict(pixels, **options)
+    found = load_model(tiny_weights, precision="float32", backend=backend).predict(pixels, **options)
+    own = load_model(tiny_weights, precision="float32", backend=backend).predict(pixels, tile_size=96, overlap=32)
+    assert (found == expected).mean() >= 0.999
+    assert (own != found).any(), "a dictionary that changes nothing was not used"
