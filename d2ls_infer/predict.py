@@ -392,7 +392,7 @@ def run_key(job: Job, options: PredictOptions) -> dict[str, Any]:
     del about["cut"], about["max_memory"]  # what comes of them is told by others
     return {
         "scene": [stamps(job.scene, options.aoi), job.scene.width, job.scene.height],
-        "weights": job.segmenter.sha256,
+        "weights": str(getattr(job.segmenter, "sha256", "")),
         "options": about,
         "device": job.device.type,
         "precision": job.precision,
