@@ -112,13 +112,7 @@ def predict_array(
         )
     if array.dtype.kind not in "uif":
         raise UsageError(f"the model takes whole or real numbers, got {array.dtype}")
-    value_range = getattr(segmenter, "value_range", None)
-    valid = np.isfinite(array).all(axis=0)
-    if array.dtype == np.uint8:
-        values = array
-    else:  # clipped as a scene's values are
-        values = np.where(valid, array, value_range[0] if value_range else 0)
-        values = (np.clip(values, *value_range) if value_range else values).astype(np.float32)
+    values, valid = model_values(segmenter, array)
     height, width = valid.shape
     grid = TileGrid(height, width, tile_size, parse_overlap(overlap, tile_size))
     tiles = (
@@ -136,6 +130,19 @@ def predict_array(
         device=getattr(segmenter, "device", "cpu"),
     )
     return np.concatenate([decide(part.scores, part.covered) for part in rows])
+
+
+def model_values(segmenter: Segmenter, array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(bands, H, W) raw pixel values -> the same, uint8 or float32 in the model's value range, and (H, W) bool: valid.
+
+    Valid is where all values are finite numbers.
+    """
+    value_range = getattr(segmenter, "value_range", None)
+    valid: np.ndarray = np.isfinite(array).all(axis=0)
+    if array.dtype == np.uint8:
+        return array, valid
+    values = np.where(valid, array, value_range[0] if value_range else 0)  # clipped as a scene's values are
+    return (np.clip(values, *value_range) if value_range else values).astype(np.float32), valid
 
 
 TTA: dict[str, tuple[tuple[int, bool, float], ...]] = {

@@ -37,6 +37,8 @@ LAYERS = (
     "predict",
     "plan",
     "batch",
+    "cluster",
+    "api",
     "datasets",
     "metrics",
     "evaluate",

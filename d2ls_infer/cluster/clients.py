@@ -6,10 +6,12 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from distributed import Client, LocalCluster, Nanny, Scheduler, SpecCluster
 
+from d2ls_infer.cluster.run import STALL_SECONDS, ClusterOptions
 from d2ls_infer.errors import D2LSError, UsageError
 
 # Rows that wait are bound by us, and Dask's limit, a share of the machine's memory for each worker, would kill workers
@@ -17,6 +19,31 @@ from d2ls_infer.errors import D2LSError, UsageError
 MEMORY_LIMIT = 0
 
 ANY_PORT = ":0"
+
+
+@contextmanager
+def open_client(
+    cluster: str | None = None,
+    devices: str | None = None,
+    *,
+    band_rows: int | None = None,
+    stall_seconds: float | None = None,
+) -> Iterator[tuple[Client, ClusterOptions]]:
+    """The client of a cluster, as the command line names it, and how scenes are handed to it.
+
+    cluster: "local:N", or the address of a scheduler; devices: "0,1,2". Workers that are made here are gone at the end.
+    Raises UsageError for what is neither, D2LSError where no scheduler is.
+    """
+    how = ClusterOptions(band_rows=band_rows, stall_seconds=STALL_SECONDS if stall_seconds is None else stall_seconds)
+    if devices is not None:
+        with workers_of_devices(parse_devices(devices)) as client:
+            yield client, replace(how, one_host=True)
+    elif (count := parse_local(str(cluster))) is not None:
+        with local_workers(count) as client:
+            yield client, replace(how, one_host=True, threads=max(1, torch.get_num_threads() // count))
+    else:
+        with client_of(str(cluster)) as client:
+            yield client, how
 
 
 @contextmanager

@@ -140,7 +140,9 @@ class Crew:
         if handed.tries >= TRIES:
             yield handed.task, error
             return
-        log.warning("try %d of %d failed%s: %s", handed.tries, TRIES, f" on {handed.worker}" * bool(handed.worker), error)
+        log.warning(
+            "try %d of %d failed%s: %s", handed.tries, TRIES, f" on {handed.worker}" * bool(handed.worker), error
+        )
         self.todo.appendleft(handed)
 
     def error_of(self, future: Future) -> D2LSError:
@@ -205,7 +207,12 @@ class Crew:
             yield
         except D2LSError:
             raise
-        except (OSError, TimeoutError, CancelledError, RuntimeError) as error:  # Dask says RuntimeError of a client that was closed
+        except (
+            OSError,
+            TimeoutError,
+            CancelledError,
+            RuntimeError,
+        ) as error:  # Dask says RuntimeError of a client that was closed
             raise self.lost() from error
 
     def __enter__(self) -> Self:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -153,7 +154,7 @@ def cut(gap: Band, starts: tuple[int, ...], rows: int) -> list[Band]:
     """A gap in bands that begin at every so many rows of tiles. starts: the scene's rows where rows of tiles begin."""
     inside = [row for row in starts if gap.first < row < gap.last]
     edges = [gap.first, *inside[rows - 1 :: rows], gap.last]
-    return [Band(first, last) for first, last in zip(edges, edges[1:], strict=False)]
+    return [Band(first, last) for first, last in pairwise(edges)]
 
 
 LEAST_TILE_ROWS = 24
@@ -176,5 +177,3 @@ def usual_tile_rows(tile_rows: int, workers: int) -> int:
     else:
         most = max(LEAST_TILE_ROWS, min(MOST_TILE_ROWS, tile_rows // (BANDS_PER_WORKER * workers)))
     return -(-tile_rows // -(-tile_rows // most))  # as many bands, of like height
-
-

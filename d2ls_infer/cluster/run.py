@@ -206,8 +206,7 @@ class Run:
             return {socket.gethostname(): self.model}
         workers = {info["host"]: address for address, info in self.client.scheduler_info()["workers"].items()}
         futures = [
-            self.client.submit(check_weights, self.model, workers=[address], pure=False)
-            for address in workers.values()
+            self.client.submit(check_weights, self.model, workers=[address], pure=False) for address in workers.values()
         ]
         return dict(self.client.gather(futures))
 

@@ -74,7 +74,7 @@ class About:
         )
 
 
-class Model(WorkerPlugin):
+class Model(WorkerPlugin):  # type: ignore[misc]
     """The model of a run, on a worker: loaded when it is first needed, and let go with the run.
 
     Dask hands it to every worker, also to those that come later. model: a segmenter, which travels, or a weights file.
@@ -82,7 +82,12 @@ class Model(WorkerPlugin):
     """
 
     def __init__(
-        self, run: str, model: Segmenter | WeightsFile, load: Load, found: Mapping[str, WeightsFile], threads: int | None
+        self,
+        run: str,
+        model: Segmenter | WeightsFile,
+        load: Load,
+        found: Mapping[str, WeightsFile],
+        threads: int | None,
     ) -> None:
         self.name, self.model, self.load, self.found, self.threads = run, model, load, found, threads
 
@@ -204,9 +209,7 @@ class News:
         state = self.worker.state.tasks.get(self.key)
         if state is None or state.state == "cancelled":
             raise D2LSError("the run has ended")
-        self.worker.log_event(
-            self.run, {"key": self.key, "worker": self.worker.address, "done": done, "total": total}
-        )
+        self.worker.log_event(self.run, {"key": self.key, "worker": self.worker.address, "done": done, "total": total})
 
 
 def layers_of(options: PredictOptions) -> list[str]:

@@ -334,7 +334,10 @@ def read_tiles(
         read_to = row + grid.tile_height
         for col in grid.col_starts:
             cols = slice(col, col + grid.tile_width)
-            yield Tile(row, col, grid.tile_height, grid.tile_width), Pixels(values[:, :, cols].copy(), valid[:, cols].copy())
+            yield (
+                Tile(row, col, grid.tile_height, grid.tile_width),
+                Pixels(values[:, :, cols].copy(), valid[:, cols].copy()),
+            )
 
 
 def common_dtype(path: str, names: Sequence[str]) -> np.dtype[Any]:

@@ -133,7 +133,9 @@ def test_anything_else_is_no_overlap(overlap: int | float | str) -> None:
 
 
 @given(st.integers(1, 120), st.integers(1, 40), st.integers(0, 39), st.data())
-def test_what_touches_rows_is_what_shares_one_with_them(height: int, size: int, overlap: int, data: st.DataObject) -> None:
+def test_what_touches_rows_is_what_shares_one_with_them(
+    height: int, size: int, overlap: int, data: st.DataObject
+) -> None:
     grid = TileGrid(height, 7, size, min(overlap, size - 1))
     start = data.draw(st.integers(0, height - 1))
     stop = data.draw(st.integers(start + 1, height))
