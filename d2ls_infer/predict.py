@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -336,13 +335,23 @@ def finish_rows(
             disagreement=options.disagreement,
             first_row=view.needs(max(first, known), last)[0],
         )
-        covered = takewhile(lambda rows: rows.first < starts[-1] + grid.tile_height, blended)
-        for rows in view.restored(covered, first_row=max(first, known)):
+        read_rows = rows_above(starts[-1] + grid.tile_height, blended)
+        for rows in view.restored(read_rows, first_row=max(first, known)):
             if rows.first >= last:
                 break
             if rows.first + len(rows.covered) > first:
                 writer.give(rows)
     return empty
+
+
+def rows_above(row: int, parts: Iterable[Rows]) -> Iterator[Rows]:
+    """The finished rows above a row of the field."""
+    for part in parts:
+        if part.first >= row:
+            return
+        kept = slice(0, row - part.first)
+        told = part.disagreement
+        yield Rows(part.first, part.scores[:, kept], part.covered[kept], None if told is None else told[kept])
 
 
 def finished_before(job: Job, options: PredictOptions, tags: Mapping[str, str]) -> PredictResult | None:

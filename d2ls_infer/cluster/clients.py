@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -50,6 +51,7 @@ def open_client(
 def local_workers(count: int) -> Iterator[Client]:
     """Workers as processes of this machine, with one thread for their tasks."""
     with (
+        ending_quietly(),
         LocalCluster(
             n_workers=count, processes=True, threads_per_worker=1, memory_limit=MEMORY_LIMIT, dashboard_address=ANY_PORT
         ) as cluster,
@@ -57,6 +59,18 @@ def local_workers(count: int) -> Iterator[Client]:
     ):
         client.wait_for_workers(count)
         yield client
+
+
+@contextmanager
+def ending_quietly() -> Iterator[None]:
+    """Without a word, at the end, of workers that take their time to end and are killed: nothing is lost by it."""
+    logger = logging.getLogger("distributed.nanny")
+    quiet = lambda record: "still alive after" not in record.getMessage()  # noqa: E731
+    logger.addFilter(quiet)
+    try:
+        yield
+    finally:
+        logger.removeFilter(quiet)
 
 
 @contextmanager
@@ -80,7 +94,7 @@ def workers_of_devices(devices: list[int]) -> Iterator[Client]:
         for device in devices
     }
     scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": ANY_PORT}}
-    with SpecCluster(workers=workers, scheduler=scheduler) as cluster, Client(cluster) as client:
+    with ending_quietly(), SpecCluster(workers=workers, scheduler=scheduler) as cluster, Client(cluster) as client:
         client.wait_for_workers(len(devices))
         yield client
 

@@ -71,9 +71,9 @@ class Crew:
             has = (worker.get("resources", {}) for worker in client.scheduler_info()["workers"].values())
             self.resources = {"GPU": 1} if any("GPU" in resources for resources in has) else None
 
-    def add(self, task: Any) -> None:
-        """One more task to be done."""
-        self.todo.append(Handed(task))
+    def add(self, task: Any, *, first: bool = False) -> None:
+        """One more task to be done; first: before those that wait."""
+        (self.todo.appendleft if first else self.todo.append)(Handed(task))
 
     def drop(self, wanted: Callable[[Any], bool]) -> None:
         """Let go of the tasks that are not wanted any more."""

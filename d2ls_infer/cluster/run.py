@@ -9,13 +9,13 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from distributed import Client
+from distributed import Client, wait
 
 from d2ls_infer.at_once import usual_batch
 from d2ls_infer.batch import FailedScene, Model, Ready, looked_at
@@ -36,10 +36,9 @@ from d2ls_infer.cluster.worker import (
     About,
     BandTask,
     Load,
-    about_model,
-    batch_of,
+    Question,
     check_weights,
-    map_band,
+    work,
 )
 from d2ls_infer.cluster.worker import Model as ModelOfWorkers
 from d2ls_infer.errors import D2LSError, RasterError, UsageError
@@ -166,12 +165,13 @@ class Run:
         self.overwrite, self.resume = overwrite, resume
         self.name = f"d2ls-{uuid.uuid4().hex[:12]}"
         self.scenes: dict[str, SceneRun] = {}
+        self.outcomes: deque[tuple[Any, Any]] = deque()
         self.joining: dict[str, Future[PredictResult | FailedScene]] = {}
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self.crew = stack.enter_context(
-                Crew(self.client, self.name, map_band, stall_seconds=self.cluster.stall_seconds)
+                Crew(self.client, self.name, work, stall_seconds=self.cluster.stall_seconds)
             )
             self.joiner = ThreadPoolExecutor(1, thread_name_prefix="d2ls-join")
             stack.callback(self.joiner.shutdown, cancel_futures=True)
@@ -179,7 +179,7 @@ class Run:
                 plugin = ModelOfWorkers(self.name, self.model, self.load, self.hosts(), self.cluster.threads)
                 self.client.register_plugin(plugin, name=self.name)
                 stack.callback(self.unregister)
-                self.about: About = self.ask(about_model)
+            self.about: About = self.ask("about")
             self.stack = stack.pop_all()
         return self
 
@@ -208,12 +208,22 @@ class Run:
         futures = [
             self.client.submit(check_weights, self.model, workers=[address], pure=False) for address in workers.values()
         ]
-        return dict(self.client.gather(futures))
+        with suppress(TimeoutError):  # of a host that hangs; whoever works there checks them itself
+            wait(futures, timeout=self.cluster.stall_seconds)
+        return dict(future.result() for future in futures if future.done())
 
-    def ask(self, question: Callable[..., Any], *arguments: Any) -> Any:
-        """What a worker says."""
-        resources = self.crew.resources
-        return self.client.submit(question, self.name, *arguments, pure=False, resources=resources).result()
+    def ask(self, what: str, *arguments: Any) -> Any:
+        """What a worker says. Raises D2LSError as it does."""
+        question = Question(what, arguments)
+        self.crew.add(question, first=True)
+        while True:
+            for task, result in self.crew.step():
+                if task is not question:
+                    self.outcomes.append((task, result))
+                elif isinstance(result, D2LSError):
+                    raise result
+                else:
+                    return result
 
     def map(self, ready: Iterable[Ready]) -> Iterator[PredictResult | FailedScene]:
         """Map each of the scenes."""
@@ -229,7 +239,9 @@ class Run:
                 except D2LSError as error:
                     self.told.dropped(scene.pixels)
                     yield FailedScene(scene.source, error)
-            for task, result in self.crew.step():
+            self.outcomes += self.crew.step()
+            while self.outcomes:
+                task, result = self.outcomes.popleft()
                 if task is None:
                     self.hear(result)
                 else:
@@ -291,7 +303,7 @@ class Run:
         if before:
             return int(before["options"]["batch_size"])
         if options.batch_size == "auto" or options.max_memory is not None:
-            return int(self.ask(batch_of, source, output, options))
+            return int(self.ask("batch_size", source, output, options))
         return int(options.batch_size or usual_batch(self.about.device))
 
     def bands_of(

@@ -46,6 +46,14 @@ class BandTask:
 
 
 @dataclass(frozen=True)
+class Question:
+    """What a worker is asked: a method of `Model`, and its arguments."""
+
+    what: str
+    arguments: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
 class About:
     """All of a segmenter but the network: it stands in for it where nothing is scored."""
 
@@ -239,27 +247,12 @@ def on_this_host(weights: WeightsFile) -> WeightsFile:
     )
 
 
-def model_here(run: str) -> Model:
-    """The model of a run, on the worker that asks."""
-    model: Model = get_worker().plugins[run]
-    return model
-
-
 def check_weights(weights: WeightsFile) -> tuple[str, WeightsFile]:
     """The host's name, and the weights on it."""
     return socket.gethostname(), on_this_host(weights)
 
 
-def about_model(run: str) -> About:
-    """What a run's model says of itself."""
-    return model_here(run).about()
-
-
-def batch_of(run: str, source: str, output: Path, options: PredictOptions) -> int:
-    """How many tiles of a scene are scored at once."""
-    return model_here(run).batch_size(source, output, options)
-
-
-def map_band(run: str, task: BandTask) -> BandDone:
-    """Map a band."""
-    return model_here(run).map(task)
+def work(run: str, task: BandTask | Question) -> Any:
+    """Map a band with the model of a run, or ask it."""
+    model: Model = get_worker().plugins[run]
+    return model.map(task) if isinstance(task, BandTask) else getattr(model, task.what)(*task.arguments)

@@ -26,7 +26,7 @@ TILES: dict[str, Any] = {"tile_size": 32, "overlap": 8}
 
 CASES: list[tuple[int | None, dict[str, Any]]] = [
     (None, {}),
-    (37, {**RASTERS, "vector": ".fgb", "preview": ".png", "stac": True}),
+    (37, {**RASTERS, "vector": ".fgb", "preview": ".png"}),
     (41, {**RASTERS, "cog": True, "batch_size": 7}),
     (53, {"gsd": 3.1, "probabilities": True}),
     (29, {"gsd": 0.7, "confidence": True, "batch_size": 5}),
