@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import torch
@@ -20,6 +20,9 @@ from d2ls_infer.errors import D2LSError, UsageError
 MEMORY_LIMIT = 0
 
 ANY_PORT = ":0"
+
+END_SECONDS = 15.0
+"""How long workers are waited for in the end."""
 
 
 @contextmanager
@@ -50,26 +53,28 @@ def open_client(
 @contextmanager
 def local_workers(count: int) -> Iterator[Client]:
     """Workers as processes of this machine, with one thread for their tasks."""
-    with (
-        ending_quietly(),
-        LocalCluster(
-            n_workers=count, processes=True, threads_per_worker=1, memory_limit=MEMORY_LIMIT, dashboard_address=ANY_PORT
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+    cluster = LocalCluster(
+        n_workers=count, processes=True, threads_per_worker=1, memory_limit=MEMORY_LIMIT, dashboard_address=ANY_PORT
+    )
+    with ending(cluster), Client(cluster) as client:
         client.wait_for_workers(count)
         yield client
 
 
 @contextmanager
-def ending_quietly() -> Iterator[None]:
-    """Without a word, at the end, of workers that take their time to end and are killed: nothing is lost by it."""
+def ending(cluster: SpecCluster) -> Iterator[None]:
+    """End the workers in the end, without a word of those that take their time and are killed: nothing is lost by it.
+
+    One that is just being started anew may keep it from ending; then it ends with this process.
+    """
     logger = logging.getLogger("distributed.nanny")
     quiet = lambda record: "still alive after" not in record.getMessage()  # noqa: E731
     logger.addFilter(quiet)
     try:
         yield
     finally:
+        with suppress(TimeoutError):
+            cluster.close(timeout=END_SECONDS)
         logger.removeFilter(quiet)
 
 
@@ -94,7 +99,8 @@ def workers_of_devices(devices: list[int]) -> Iterator[Client]:
         for device in devices
     }
     scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": ANY_PORT}}
-    with ending_quietly(), SpecCluster(workers=workers, scheduler=scheduler) as cluster, Client(cluster) as client:
+    cluster = SpecCluster(workers=workers, scheduler=scheduler)
+    with ending(cluster), Client(cluster) as client:
         client.wait_for_workers(len(devices))
         yield client
 

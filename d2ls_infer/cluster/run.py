@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
 import time
 import uuid
 from collections import deque
@@ -177,8 +178,8 @@ class Run:
             stack.callback(self.joiner.shutdown, cancel_futures=True)
             with self.crew.telling():
                 plugin = ModelOfWorkers(self.name, self.model, self.load, self.hosts(), self.cluster.threads)
-                self.client.register_plugin(plugin, name=self.name)
-                stack.callback(self.unregister)
+                self.with_all(self.client.register_plugin, plugin, name=self.name)
+                stack.callback(self.with_all, self.client.unregister_worker_plugin, self.name)
             self.about: About = self.ask("about")
             self.stack = stack.pop_all()
         return self
@@ -190,13 +191,16 @@ class Run:
         for scene in self.scenes.values():
             self.say_what_is_kept(scene)
 
-    def unregister(self) -> None:
-        """Let the workers forget the model."""
-        try:
-            with self.crew.telling():
-                self.client.unregister_worker_plugin(self.name)
-        except D2LSError as error:
-            log.debug("%s", error)
+    def with_all(self, act: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+        """Do something that waits for all workers, but not for those that hang; what they miss, the scheduler knows."""
+
+        def acted() -> None:
+            with suppress(D2LSError), self.crew.telling():
+                act(*arguments, **options)
+
+        thread = threading.Thread(target=acted, name="d2ls-with-all", daemon=True)
+        thread.start()
+        thread.join(self.cluster.stall_seconds)
 
     def hosts(self) -> dict[str, WeightsFile]:
         """The weights on each host, fetched where they have to be, and checked once on each."""

@@ -108,13 +108,15 @@ def test_a_worker_that_hangs_is_started_anew(
 ) -> None:
     (tmp_path / "many").mkdir()
     with crowd(2) as client:
-        if how == "stopped":
-            os.kill(processes(client)[0], signal.SIGSTOP)
-            segmenter: Touchy = Touchy()
-        else:
-            segmenter = Stuck(tmp_path / "once")
+        first = processes(client)[0]
+
+        def tell(news: dict[str, Any]) -> None:
+            if how == "stopped" and news["status"] == "begun":
+                os.kill(first, signal.SIGSTOP)
+
+        segmenter = Touchy(0.01) if how == "stopped" else Stuck(tmp_path / "once")
         (found,) = predict_many(
-            segmenter, [scene], tmp_path / "many", client=client,
+            segmenter, [scene], tmp_path / "many", client=client, tell=tell,
             cluster=ClusterOptions(band_rows=60, stall_seconds=3), **OPTIONS,
         )  # fmt: skip
     assert isinstance(found, PredictResult), found
