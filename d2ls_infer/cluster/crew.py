@@ -114,6 +114,7 @@ class Crew:
         self.count += 1
         others = [worker for worker in self.workers if worker not in handed.avoid]
         future = self.client.submit(
+            attempt,
             self.act,
             self.run,
             handed.task,
@@ -131,17 +132,19 @@ class Crew:
         if future.status == "finished":
             with self.telling():
                 result = future.result()
+        else:
+            result = self.error_of(future)
+        if not isinstance(result, D2LSError):
             yield handed.task, result
             return
-        error = self.error_of(future)
         handed.tries += 1
         if handed.worker:
             handed.avoid.add(handed.worker)
         if handed.tries >= TRIES:
-            yield handed.task, error
+            yield handed.task, result
             return
         log.warning(
-            "try %d of %d failed%s: %s", handed.tries, TRIES, f" on {handed.worker}" * bool(handed.worker), error
+            "try %d of %d failed%s: %s", handed.tries, TRIES, f" on {handed.worker}" * bool(handed.worker), result
         )
         self.todo.appendleft(handed)
 
@@ -150,8 +153,6 @@ class Crew:
         if future.status != "error":
             raise self.lost()
         error = future.exception()
-        if isinstance(error, D2LSError):
-            return error
         if isinstance(error, KilledWorker):
             return D2LSError(f"{error.allowed_failures + 1} workers, one after the other, were lost with it")
         assert error is not None
@@ -228,3 +229,14 @@ class Crew:
         with suppress(D2LSError), self.telling():
             self.client.cancel(futures, force=True)
             self.client.unsubscribe_topic(self.run)
+
+
+def attempt(act: Callable[[str, Any], Any], run: str, task: Any) -> Any:
+    """What a worker does: the result, or the D2LSError, without what lies behind it, which may be of no kind to travel.
+
+    It is not raised, since Dask would print it at every try.
+    """
+    try:
+        return act(run, task)
+    except D2LSError as error:
+        return type(error)(*error.args)

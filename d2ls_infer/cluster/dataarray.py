@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
-from functools import lru_cache, partial
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ def predict_dataarray(
     check(array, about.bands)
     if blend not in WINDOWS:
         raise UsageError(f"unknown blending window {blend!r}; known are {', '.join(WINDOWS)}")
+    if chunk_rows is not None and chunk_rows < 1:
+        raise UsageError(f"a chunk has at least 1 row, got {chunk_rows}")
     height, width = array.shape[1:]
     grid = TileGrid(height, width, tile_size, parse_overlap(overlap, tile_size))
     source = (
@@ -101,13 +104,24 @@ def check(array: xr.DataArray, bands: tuple[str, ...]) -> None:
 def as_map(array: xr.DataArray, values: Any, name: str, **attributes: Any) -> xr.DataArray:
     """Values (rows, columns) with the coordinates of an array of (bands, rows, columns)."""
     kept = {key: value for key, value in array.coords.items() if array.dims[0] not in value.dims}
-    return xr.DataArray(values, kept, array.dims[1:], name=name, attrs={"nodata": NODATA, **attributes})
+    place = {key: array.attrs[key] for key in ("crs", "grid_mapping", "transform") if key in array.attrs}
+    return xr.DataArray(values, kept, array.dims[1:], name=name, attrs={"nodata": NODATA, **place, **attributes})
 
 
-@lru_cache(maxsize=1)
+LOADED: dict[tuple[str, str, str], Segmenter] = {}
+"""The last model that chunks were mapped with in this process, by its sha256, device and precision."""
+
+LOADING = threading.Lock()
+
+
 def loaded(weights: WeightsFile, device: str, precision: Precision) -> Segmenter:
     """The segmenter of a weights file, loaded once in a process."""
-    return load_segmenter(weights, device=device, precision=precision)
+    key = weights.sha256, device, precision
+    with LOADING:
+        if key not in LOADED:
+            LOADED.clear()
+            LOADED[key] = load_segmenter(weights, device=device, precision=precision)
+        return LOADED[key]
 
 
 def tile_rows_of(grid: TileGrid, band: Band, batch_size: int) -> tuple[int, int]:

@@ -58,6 +58,9 @@ log = logging.getLogger(__name__)
 STALL_SECONDS = 300.0
 """A worker that has a band and says nothing for so long hangs; it speaks with every batch of tiles."""
 
+GOODBYE_SECONDS = 5.0
+"""How long workers are waited for that are to forget the model."""
+
 SECONDS_BETWEEN_PROGRESS = 0.5
 """How often we tell at most how far it is."""
 
@@ -178,8 +181,8 @@ class Run:
             stack.callback(self.joiner.shutdown, cancel_futures=True)
             with self.crew.telling():
                 plugin = ModelOfWorkers(self.name, self.model, self.load, self.hosts(), self.cluster.threads)
-                self.with_all(self.client.register_plugin, plugin, name=self.name)
-                stack.callback(self.with_all, self.client.unregister_worker_plugin, self.name)
+                self.with_all(self.cluster.stall_seconds, self.client.register_plugin, plugin, name=self.name)
+                stack.callback(self.with_all, GOODBYE_SECONDS, self.client.unregister_worker_plugin, self.name)
             self.about: About = self.ask("about")
             self.stack = stack.pop_all()
         return self
@@ -191,8 +194,8 @@ class Run:
         for scene in self.scenes.values():
             self.say_what_is_kept(scene)
 
-    def with_all(self, act: Callable[..., Any], *arguments: Any, **options: Any) -> None:
-        """Do something that waits for all workers, but not for those that hang; what they miss, the scheduler knows."""
+    def with_all(self, seconds: float, act: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+        """Do something that waits for all workers, but no longer than that for those that hang: the scheduler knows."""
 
         def acted() -> None:
             with suppress(D2LSError), self.crew.telling():
@@ -200,7 +203,7 @@ class Run:
 
         thread = threading.Thread(target=acted, name="d2ls-with-all", daemon=True)
         thread.start()
-        thread.join(self.cluster.stall_seconds)
+        thread.join(seconds)
 
     def hosts(self) -> dict[str, WeightsFile]:
         """The weights on each host, fetched where they have to be, and checked once on each."""

@@ -109,8 +109,10 @@ class Model(WorkerPlugin):  # type: ignore[misc]
             torch.set_num_threads(self.threads)
 
     def teardown(self, worker: Worker) -> None:
-        self.forget()
         self.segmenter = None
+        if self.alone.acquire(blocking=False):  # else a band is worked at that nobody wants any more, and closes it
+            self.forget()
+            self.alone.release()
 
     def loaded(self) -> Any:
         """The segmenter."""
