@@ -6,7 +6,7 @@ import logging
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -99,15 +99,25 @@ class Crew:
             while self.todo and len(self.out) < TASKS_PER_WORKER * max(1, len(self.workers)):
                 self.hand_out(self.todo.popleft())
             self.look_after()
+        items = []
         with suppress(queue.Empty):
-            item = self.news.get(timeout=seconds)
+            items.append(self.news.get(timeout=seconds))
             while True:
-                if not isinstance(item, Future):
-                    self.hear(item)
-                    yield None, item
-                elif item.key in self.out:
-                    yield from self.ended(self.out.pop(item.key), item)
-                item = self.news.get_nowait()
+                items.append(self.news.get_nowait())
+        wanted = [item for item in items if isinstance(item, Future) and item.key in self.out]
+        finished = [future for future in wanted if future.status == "finished"]
+        with self.telling():  # all at once, since each time takes its time
+            results = {
+                future.key: result for future, result in zip(finished, self.client.gather(finished), strict=True)
+            }
+        for item in items:
+            if not isinstance(item, Future):
+                self.hear(item)
+                yield None, item
+            elif item.key in self.out and item.key not in results and item.status in ("pending", "lost"):
+                item.add_done_callback(self.news.put)  # its worker was lost before we had the result: it is done again
+            elif item.key in self.out:
+                yield from self.ended(self.out.pop(item.key), item, results)
 
     def hand_out(self, handed: Handed) -> None:
         """Give a task to Dask."""
@@ -127,13 +137,9 @@ class Crew:
         self.out[future.key] = handed
         future.add_done_callback(self.news.put)
 
-    def ended(self, handed: Handed, future: Future) -> Iterator[tuple[Any, Any]]:
+    def ended(self, handed: Handed, future: Future, results: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
         """What came of a task; nothing where it is tried again."""
-        if future.status == "finished":
-            with self.telling():
-                result = future.result()
-        else:
-            result = self.error_of(future)
+        result = results[future.key] if future.key in results else self.error_of(future)
         if not isinstance(result, D2LSError):
             yield handed.task, result
             return

@@ -224,12 +224,12 @@ class Run:
         question = Question(what, arguments)
         self.crew.add(question, first=True)
         while True:
-            for task, result in self.crew.step():
-                if task is not question:
-                    self.outcomes.append((task, result))
-                elif isinstance(result, D2LSError):
-                    raise result
-                else:
+            came = list(self.crew.step())
+            self.outcomes += [(task, result) for task, result in came if task is not question]
+            for task, result in came:
+                if task is question:
+                    if isinstance(result, D2LSError):
+                        raise result
                     return result
 
     def map(self, ready: Iterable[Ready]) -> Iterator[PredictResult | FailedScene]:
