@@ -175,8 +175,8 @@ class Model(WorkerPlugin):  # type: ignore[misc]
             known, watch = piece.rows, Stopwatch()
 
             def write(rows: Rows) -> None:
-                start, stop = max(first, rows.first), min(last, rows.first + len(rows.covered))
-                if stop <= known:
+                start, stop = max(known, rows.first), min(last, rows.first + len(rows.covered))
+                if stop <= start:
                     return
                 with watch("write"):
                     finished, part = Finished(rows), slice(start - rows.first, stop - rows.first)

@@ -61,6 +61,15 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+def kept(folder: Path) -> list[tuple[str, int]]:
+    """The pieces in a folder, and when rows were last added to them."""
+    found = []
+    for path in folder.glob("*.parts/*.journal"):
+        with suppress(OSError):  # it was just removed
+            found.append((path.name, path.stat().st_mtime_ns))
+    return sorted(found)
+
+
 def processes(client: Any) -> list[int]:
     return list(client.run(os.getpid).values())
 
@@ -79,13 +88,18 @@ def test_workers_that_are_killed_at_random_moments(
             folder.mkdir()
             ended = threading.Event()
 
-            def kill(ended: threading.Event = ended) -> None:
+            def kill(ended: threading.Event = ended, folder: Path = folder) -> None:
                 nonlocal kills
-                while not ended.wait(random.uniform(0.2, 1.2)):
+                before = kept(folder)
+                while not ended.wait(0.01):
+                    if kept(folder) == before:  # so that some rows are made between two of them
+                        continue
+                    ended.wait(random.uniform(0, 1))
                     with suppress(OSError):  # none is there just now
                         pids = processes(client)
                         os.kill(pids[random.integers(len(pids))], signal.SIGKILL)
                         kills += 1
+                    before = kept(folder)
 
             killer = threading.Thread(target=kill)
             killer.start()
