@@ -58,8 +58,9 @@ log = logging.getLogger(__name__)
 STALL_SECONDS = 300.0
 """A worker that has a band and says nothing for so long hangs; it speaks with every batch of tiles."""
 
-GOODBYE_SECONDS = 5.0
-"""How long workers are waited for that are to forget the model."""
+GREETING_SECONDS, GOODBYE_SECONDS = 20.0, 5.0
+"""How long workers are waited for that are to know of the model, and to forget it. The scheduler tells all at once, and
+those that come later; what is waited for are those that are just being lost."""
 
 SECONDS_BETWEEN_PROGRESS = 0.5
 """How often we tell at most how far it is."""
@@ -181,7 +182,7 @@ class Run:
             stack.callback(self.joiner.shutdown, cancel_futures=True)
             with self.crew.telling():
                 plugin = ModelOfWorkers(self.name, self.model, self.load, self.hosts(), self.cluster.threads)
-                self.with_all(self.cluster.stall_seconds, self.client.register_plugin, plugin, name=self.name)
+                self.with_all(GREETING_SECONDS, self.client.register_plugin, plugin, name=self.name)
                 stack.callback(self.with_all, GOODBYE_SECONDS, self.client.unregister_worker_plugin, self.name)
             self.about: About = self.ask("about")
             self.stack = stack.pop_all()

@@ -256,5 +256,7 @@ def check_weights(weights: WeightsFile) -> tuple[str, WeightsFile]:
 
 def work(run: str, task: BandTask | Question) -> Any:
     """Map a band with the model of a run, or ask it."""
-    model: Model = get_worker().plugins[run]
+    model: Model | None = get_worker().plugins.get(run)
+    if model is None:
+        raise D2LSError(f"{get_worker().address} does not know of the model yet")
     return model.map(task) if isinstance(task, BandTask) else getattr(model, task.what)(*task.arguments)
