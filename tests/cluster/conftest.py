@@ -6,6 +6,7 @@ import multiprocessing
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,17 @@ sys.path.insert(0, str(Path(__file__).parent))  # which workers take over: they 
 Write = Callable[..., Path]
 Pixels = Callable[..., np.ndarray]
 
-# Workers are forked from a process that has loaded everything: they are there in a moment.
 dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
-multiprocessing.set_forkserver_preload(["distributed", "d2ls_infer.cluster.worker", "rasterio", "cluster_toys"])
 
 
 @contextmanager
 def workers(count: int) -> Iterator[Any]:
     from d2ls_infer.cluster.clients import local_workers
 
+    # Workers are forked from a process that has loaded everything: they are there in a moment. Dask would have it load
+    # less, but it is running by then.
+    multiprocessing.set_forkserver_preload(["distributed", "d2ls_infer.cluster.worker", "rasterio", "cluster_toys"])
+    forkserver.ensure_running()
     with local_workers(count) as client:
         yield client
 
