@@ -8,10 +8,11 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from d2ls_infer.batch import FailedScene, predict_many
+    from d2ls_infer.api import predict_dataarray, predict_many, predict_raster
+    from d2ls_infer.batch import FailedScene
     from d2ls_infer.nn import D2LS
     from d2ls_infer.outputs import ClassArea
-    from d2ls_infer.predict import PredictResult, load_model, predict_raster
+    from d2ls_infer.predict import PredictResult, load_model
     from d2ls_infer.segmenter import D2LSSegmenter, Segmenter
 
 __version__ = version("d2ls-infer")
@@ -25,6 +26,7 @@ __all__ = [
     "Segmenter",
     "__version__",
     "load_model",
+    "predict_dataarray",
     "predict_many",
     "predict_raster",
 ]
@@ -33,7 +35,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in ("D2LSSegmenter", "Segmenter"):
         from d2ls_infer import segmenter as home
-    elif name in ("FailedScene", "predict_many"):
+    elif name in ("predict_dataarray", "predict_many", "predict_raster"):
+        from d2ls_infer import api as home  # type: ignore[no-redef]
+    elif name == "FailedScene":
         from d2ls_infer import batch as home  # type: ignore[no-redef]
     elif name == "D2LS":
         from d2ls_infer import nn as home  # type: ignore[no-redef]

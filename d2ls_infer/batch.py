@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from d2ls_infer.errors import D2LSError, UsageError
 from d2ls_infer.options import PredictOptions
@@ -91,24 +91,14 @@ def each_scene(
     Raises UsageError where they cannot have a map each.
     """
     found = find_weights(model) if isinstance(model, str | Path) else model
-    known: Any = found.description if isinstance(found, WeightsFile) else found
-    name = str(getattr(found, "name", type(found).__name__))
-    ready, failed = [], []
-    for source, path in places(list(map(str, sources)), None if output is None else Path(output), name, options):
-        try:
-            with checked(known, source, path, options, overwrite=overwrite):
-                pass
-        except D2LSError as error:
-            failed.append(FailedScene(source, error))
-        else:
-            ready.append((source, path))
+    ready, failed = looked_at(found, sources, output, options, overwrite=overwrite)
 
     def results() -> Iterator[T | FailedScene]:
         yield from failed
         if not ready:
             return
         segmenter = load(found) if isinstance(found, WeightsFile) else found
-        for source, path in ready:
+        for source, path, _ in ready:
             try:
                 result = act(segmenter, source, path)
             except D2LSError as error:
@@ -117,6 +107,35 @@ def each_scene(
                 yield result
 
     return results()
+
+
+class Ready(NamedTuple):
+    """A scene that can be mapped, the path of its map, and how many pixels it has."""
+
+    source: str
+    output: Path
+    pixels: int
+
+
+def looked_at(
+    model: Segmenter | WeightsFile,
+    sources: Iterable[str | Path],
+    output: str | Path | None,
+    options: PredictOptions,
+    *,
+    overwrite: bool,
+) -> tuple[list[Ready], list[FailedScene]]:
+    """The scenes that can be mapped, and those that cannot. Raises UsageError where they cannot have a map each."""
+    known: Any = model.description if isinstance(model, WeightsFile) else model
+    name = str(getattr(model, "name", type(model).__name__))
+    ready, failed = [], []
+    for source, path in places(list(map(str, sources)), None if output is None else Path(output), name, options):
+        try:
+            with checked(known, source, path, options, overwrite=overwrite) as (scene, _):
+                ready.append(Ready(source, path, scene.height * scene.width))
+        except D2LSError as error:
+            failed.append(FailedScene(source, error))
+    return ready, failed
 
 
 def places(sources: list[str], output: Path | None, name: str, options: PredictOptions) -> list[tuple[str, Path]]:

@@ -67,12 +67,17 @@ def observed(segmenter: Observer, rows: ReadRows, height: int, width: int) -> An
 
 def crops(rows: ReadRows, height: int, width: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Values and valid pixels of crops that are spread evenly over a scene."""
-    down, across = places(height, width)
-    tall, wide = min(CROP_PX, height), min(CROP_PX, width)
-    for row in starts(height, tall, down):
-        values, valid = rows(row, row + tall)
-        for col in starts(width, wide, across):
+    wide = min(CROP_PX, width)
+    for start, stop in row_spans(height, width):
+        values, valid = rows(start, stop)
+        for col in starts(width, wide, places(height, width)[1]):
             yield values[:, :, col : col + wide], valid[:, col : col + wide]
+
+
+def row_spans(height: int, width: int) -> list[tuple[int, int]]:
+    """The rows, start and stop, that `crops` reads of a scene."""
+    tall = min(CROP_PX, height)
+    return [(start, start + tall) for start in starts(height, tall, places(height, width)[0])]
 
 
 def places(height: int, width: int) -> tuple[int, int]:

@@ -46,7 +46,7 @@ from d2ls_infer.segmenter import (
     precision_of,
     whose_dictionary,
 )
-from d2ls_infer.tiling import Rows, Tile, TileGrid, blend
+from d2ls_infer.tiling import Rows, Tile, TileGrid, blend, rows_sharing_batches
 from d2ls_infer.weights import WeightsFile, find_weights, load_network, warn_of_terms
 
 log = logging.getLogger(__name__)
@@ -273,23 +273,9 @@ def map_scene(
     job: Job, outputs: Outputs, options: PredictOptions, journal: Journal | None, progress: Progress | None
 ) -> PredictResult:
     """The loop itself."""
-    scene, view, grid = job.scene, job.view, job.grid
+    scene, grid = job.scene, job.grid
     watch = Stopwatch()
     known = journal.rows if journal else 0  # rows that an earlier run has finished
-    empty = 0
-
-    def read() -> Iterator[tuple[Tile, tuple[np.ndarray, np.ndarray]]]:
-        nonlocal empty
-        # All of it, also what is known: pictures and counts want the pixels, and reading takes little time.
-        for tile, (values, valid) in outputs.seeing(watch.each("read", view.tiles(grid))):
-            empty += not valid.any()
-            yield tile, (values, valid)
-
-    in_parts = Halving(job.segmenter.score)
-
-    def score(batch: Tensor) -> Tensor:
-        with watch("score"):
-            return in_parts(batch)
 
     def write(rows: Rows) -> None:
         with watch("write"):
@@ -301,22 +287,7 @@ def map_scene(
             if journal:
                 journal.add(finished)
 
-    batch_size = int(options.batch_size or 1)
-    # Closed before the scene is, whatever happens: what reads ahead reads it.
-    with closing(ahead(read(), batch_size + 1)) as tiles, Behind(write, WRITTEN_BEHIND) as writer:
-        blended = blend(
-            score,
-            counted(tiles, len(grid), progress),
-            grid,
-            channels=len(job.segmenter.labels),
-            window=options.blend,
-            batch_size=batch_size,
-            device=job.device,
-            disagreement=options.disagreement,
-            first_row=view.needed(known),
-        )
-        for rows in view.restored(blended, first_row=known):
-            writer.give(rows)
+    empty = finish_rows(job, options, write, watch=watch, known=known, seeing=outputs.seeing, progress=progress)
     warn_of_clipping(scene)
     if empty == len(grid):
         log.warning("%s has no valid pixel%s: the map is empty", scene.path, "" if options.cut == Cut() else " there")
@@ -332,6 +303,82 @@ def map_scene(
         files=outputs.files,
         resumed_rows=known,
     )
+
+
+def finish_rows(
+    job: Job,
+    options: PredictOptions,
+    write: Callable[[Rows], None],
+    *,
+    watch: Stopwatch,
+    first: int = 0,
+    last: int | None = None,
+    known: int = 0,
+    seeing: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    progress: Progress | None = None,
+) -> int:
+    """Hand the scene's finished rows from `first` to `last`, all by default, to `write`, from top to bottom.
+
+    A few rows above and below may come too, and mean nothing, as do those above `known`, which an earlier run has
+    finished. The others are the same to the last bit, whichever part they are made in; only tiles that touch the part
+    are read. seeing: looks at the tiles as they are read.
+
+    Gives how many tiles had no valid pixel: of those that begin in the part, so that each tile counts in one alone.
+    """
+    view, grid, batch_size = job.view, job.grid, int(options.batch_size or 1)
+    last = job.scene.height if last is None else last
+    low, high = view.needs(first, last)
+    below = view.needs(last, last + 1)[0] if last < job.scene.height else grid.height
+    top, bottom = grid.touching(low, high)
+    together = rows_sharing_batches(grid, batch_size)
+    tile_rows = slice(top // together * together, -(-bottom // together) * together)
+    starts = grid.row_starts[tile_rows]
+    job.scene.counted_rows = slice(first, last)
+    empty = 0
+
+    def read() -> Iterator[tuple[Tile, tuple[np.ndarray, np.ndarray]]]:
+        nonlocal empty
+        # All of it, also what is known: pictures and counts want the pixels, and reading takes little time.
+        for tile, (values, valid) in seeing(watch.each("read", view.tiles(grid, tile_rows))):
+            empty += low <= tile.row < below and not valid.any()
+            yield tile, (values, valid)
+
+    in_parts = Halving(job.segmenter.score)
+
+    def score(batch: Tensor) -> Tensor:
+        with watch("score"):
+            return in_parts(batch)
+
+    # Closed before the scene is, whatever happens: what reads ahead reads it.
+    with closing(ahead(read(), batch_size + 1)) as tiles, Behind(write, WRITTEN_BEHIND) as writer:
+        blended = blend(
+            score,
+            counted(tiles, len(starts) * len(grid.col_starts), progress),
+            grid,
+            channels=len(job.segmenter.labels),
+            window=options.blend,
+            batch_size=batch_size,
+            device=job.device,
+            disagreement=options.disagreement,
+            first_row=view.needs(max(first, known), last)[0],
+        )
+        read_rows = rows_above(starts[-1] + grid.tile_height, blended)
+        for rows in view.restored(read_rows, first_row=max(first, known)):
+            if rows.first >= last:
+                break
+            if rows.first + len(rows.covered) > first:
+                writer.give(rows)
+    return empty
+
+
+def rows_above(row: int, parts: Iterable[Rows]) -> Iterator[Rows]:
+    """The finished rows above a row of the field."""
+    for part in parts:
+        if part.first >= row:
+            return
+        kept = slice(0, row - part.first)
+        told = part.disagreement
+        yield Rows(part.first, part.scores[:, kept], part.covered[kept], None if told is None else told[kept])
 
 
 def finished_before(job: Job, options: PredictOptions, tags: Mapping[str, str]) -> PredictResult | None:
@@ -381,7 +428,7 @@ def run_key(job: Job, options: PredictOptions) -> dict[str, Any]:
     del about["cut"], about["max_memory"]  # what comes of them is told by others
     return {
         "scene": [stamps(job.scene, options.aoi), job.scene.width, job.scene.height],
-        "weights": job.segmenter.sha256,
+        "weights": str(getattr(job.segmenter, "sha256", "")),
         "options": about,
         "device": job.device.type,
         "precision": job.precision,

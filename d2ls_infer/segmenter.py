@@ -171,13 +171,7 @@ def predict_array(
         )
     if array.dtype.kind not in "uif":
         raise UsageError(f"the model takes whole or real numbers, got {array.dtype}")
-    value_range = getattr(segmenter, "value_range", None)
-    valid = np.isfinite(array).all(axis=0)
-    if array.dtype == np.uint8:
-        values = array
-    else:  # clipped as a scene's values are
-        values = np.where(valid, array, value_range[0] if value_range else 0)
-        values = (np.clip(values, *value_range) if value_range else values).astype(np.float32)
+    values, valid = model_values(segmenter, array)
     height, width = valid.shape
     grid = TileGrid(height, width, tile_size, parse_overlap(overlap, tile_size))
     segmenter = in_context(segmenter, lambda start, stop: (values[:, start:stop], valid[start:stop]), grid, dictionary)
@@ -196,6 +190,19 @@ def predict_array(
         device=getattr(segmenter, "device", "cpu"),
     )
     return np.concatenate([decide(part.scores, part.covered) for part in rows])
+
+
+def model_values(segmenter: Segmenter, array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(bands, H, W) raw pixel values -> the same, uint8 or float32 in the model's value range, and (H, W) bool: valid.
+
+    Valid is where all values are finite numbers.
+    """
+    value_range = getattr(segmenter, "value_range", None)
+    valid: np.ndarray = np.isfinite(array).all(axis=0)
+    if array.dtype == np.uint8:
+        return array, valid
+    values = np.where(valid, array, value_range[0] if value_range else 0)  # clipped as a scene's values are
+    return (np.clip(values, *value_range) if value_range else values).astype(np.float32), valid
 
 
 TTA: dict[str, tuple[tuple[int, bool, float], ...]] = {
@@ -245,9 +252,10 @@ def whose_dictionary(segmenter: Any, grid: TileGrid, dictionary: str) -> str:
     Raises UsageError for an unknown name, and for a scene's where the segmenter cannot take it.
     """
     parse_dictionary(dictionary)
-    if dictionary == "scene" and not hasattr(segmenter, "observe"):
+    made_for_it: bool | None = getattr(segmenter, "observes", None)
+    if dictionary == "scene" and made_for_it is None:
         raise UsageError("this model takes no dictionary of a scene; try that of each tile")
-    wanted = getattr(segmenter, "observes", False) if dictionary == "auto" else dictionary == "scene"
+    wanted = made_for_it if dictionary == "auto" else dictionary == "scene"
     return "scene" if wanted and len(grid) > 1 else "tile"
 
 
@@ -263,8 +271,8 @@ class AugmentedSegmenter(Wrapper):
             raise UsageError(f"unknown test-time augmentation {mode!r}; known are {', '.join(TTA)}")
         super().__init__(segmenter)
         self.views = TTA[mode]
-        self.observes = getattr(segmenter, "observes", False)
-        if hasattr(segmenter, "observe"):
+        self.observes = getattr(segmenter, "observes", None)
+        if self.observes is not None:
             self.observe, self.merge = self.segmenter.observe, self.segmenter.merge
 
     def score(self, batch: Tensor, context: Any = None) -> Tensor:

@@ -150,7 +150,7 @@ def test_augmented_segmenters_observe_as_theirs_do(fake: Brightness, fakes: Simp
     plain = in_context(fake, rows_of(values), TileGrid(1024, 1024, 512, 0), "scene")
     tile = torch.from_numpy(values[None, :, :64, :64].copy())
     torch.testing.assert_close(inside.score(tile), plain.score(tile))
-    assert not AugmentedSegmenter(fakes.Constant(), "d4").observes
+    assert AugmentedSegmenter(fakes.Constant(), "d4").observes is None
 
 
 def test_an_unknown_dictionary_is_told_with_the_known() -> None:

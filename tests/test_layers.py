@@ -41,6 +41,8 @@ LAYERS = (
     "predict",
     "plan",
     "batch",
+    "cluster",
+    "api",
     "datasets",
     "metrics",
     "evaluate",

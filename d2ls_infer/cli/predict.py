@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from d2ls_infer.cli import cluster as on_cluster
 from d2ls_infer.cli import options
 from d2ls_infer.cli.results import show
 from d2ls_infer.errors import UsageError
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 @click.option(
     "--max-memory", metavar="SIZE", help="What the process may take, such as 4G; what does not fit is refused."
 )
+@on_cluster.options
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and what it would take; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="A line of JSON for each scene, in place of tables.")
 @options.log_level
@@ -85,6 +87,10 @@ def predict(
     overwrite: bool,
     resume: bool,
     max_memory: str | None,
+    cluster: str | None,
+    devices: str | None,
+    band_rows: int | None,
+    stall: float | None,
     dry_run: bool,
     as_json: bool,
     quiet: bool,
@@ -100,6 +106,7 @@ def predict(
     """
     from d2ls_infer.weights import find_weights
 
+    distributed = on_cluster.check(cluster, devices, band_rows=band_rows, stall=stall)
     # Before torch is loaded: a misspelt name is told at once.
     weights = find_weights(model, offline=offline, manifest=manifest)
 
@@ -128,6 +135,11 @@ def predict(
     results: Iterator[PredictResult | Plan | FailedScene]
     if dry_run:
         results = plan_many(weights, sources, output, **common)
+    elif distributed:
+        results = on_cluster.map_on_cluster(
+            weights, sources, output, cluster=cluster, devices=devices, band_rows=band_rows, stall=stall,
+            as_json=as_json, quiet=quiet, resume=resume, **common,
+        )  # fmt: skip
     else:
         follow = partial(options.progress_bar, unit="tile", quiet=quiet or as_json)
         results = predict_many(weights, sources, output, resume=resume, follow=follow, **common)

@@ -38,7 +38,9 @@ class AreaTally:
         counts = np.stack([np.bincount(row, minlength=256)[: len(self.names)] for row in rows.labels])
         self.pixels += counts.sum(0)  # counts: (rows, classes)
         if self.row_areas_m2 is not None:
-            self.areas_m2 += self.row_areas_m2[rows.first : rows.first + len(counts)] @ counts
+            areas_m2 = self.row_areas_m2[rows.first : rows.first + len(counts), None] * counts
+            # Row by row: the sum is the same, to the last bit, in however large parts the rows come.
+            self.areas_m2 = np.add.accumulate(np.vstack([self.areas_m2, areas_m2]))[-1]
 
     def result(self) -> tuple[ClassArea, ...]:
         valid = max(1, int(self.pixels.sum()))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from d2ls_infer.errors import UsageError
-from d2ls_infer.raster.scene import Pixels, Scene, read_tiles
+from d2ls_infer.raster.scene import ALL, Pixels, Scene, read_tiles
 from d2ls_infer.tiling import Resampler, Rows, Tile, TileGrid, resample_rows
 
 MOST_MAGNIFIED = 16
@@ -47,9 +47,9 @@ class ResampledScene:
         self.valid: deque[tuple[int, np.ndarray]] = deque()  # of the scene's rows: which, and as bits what is valid
         self.read_to = 0
 
-    def tiles(self, grid: TileGrid) -> Iterator[tuple[Tile, Pixels]]:
-        """The pixels of each tile of the grid, row by row, float32."""
-        return read_tiles(self.rows, grid, bands=len(self.scene.bands), dtype=np.float32)
+    def tiles(self, grid: TileGrid, tile_rows: slice = ALL) -> Iterator[tuple[Tile, Pixels]]:
+        """The pixels of each tile of the grid, or of some rows of tiles, row by row, float32."""
+        return read_tiles(self.rows, grid, bands=len(self.scene.bands), dtype=np.float32, tile_rows=tile_rows)
 
     def rows(self, start: int, stop: int) -> Pixels:
         """Rows `start` to `stop` of the resampled scene; each call begins where the last one ended."""
@@ -66,10 +66,10 @@ class ResampledScene:
         made, known = self.sampler(torch.from_numpy(values), torch.from_numpy(valid), start, stop, first)
         return Pixels(torch.where(known, made, self.scene.fill).numpy(), known.numpy())
 
-    def needed(self, row: int) -> int:
-        """The first row of the resampled grid that this row of the scene, or any below, is made of."""
+    def needs(self, start: int, stop: int) -> tuple[int, int]:
+        """The rows (first, one after the last) of the resampled grid that these rows of the scene are made of."""
         back = Resampler((self.height, self.width), (self.scene.height, self.scene.width))
-        return back.needs(row, row + 1)[0] if row < self.scene.height else self.height
+        return back.needs(start, stop) if start < stop else (self.height, self.height)
 
     def restored(self, rows: Iterable[Rows], *, first_row: int = 0) -> Iterator[Rows]:
         """Finished rows of a field on the resampled grid -> on the scene's own, covered where the scene is valid.
@@ -78,6 +78,8 @@ class ResampledScene:
         """
         for part in resample_rows(rows, (self.height, self.width), (self.scene.height, self.scene.width)):
             valid = []
+            while self.valid[0][0] < part.first:  # of a part of the scene: read for rows that are not made of it alone
+                self.valid.popleft()
             for row in range(part.first, part.first + len(part.covered)):
                 place, bits = self.valid.popleft()
                 assert place == row, (place, row)

@@ -35,6 +35,8 @@ physical units (reflectance from 0 to 1, decibels)."""
 READ_BYTES = 64 << 20
 """What the rows that are read at a time may take as float64, in which they are scaled."""
 
+ALL = slice(None)
+
 ROUNDING = 1e-6
 """So little beyond the end of a range, as a share of it, is no clipping."""
 
@@ -84,6 +86,7 @@ class Scene:
         self.value_range, self.scale, self.nodata = value_range, scale, nodata
         self.clipped_values = 0
         self.seen_values = 0
+        self.counted_rows = ALL  # of which rows values are counted
         with ExitStack() as stack:
             self.dataset = stack.enter_context(open_dataset(self.path))
             self.settings = settings_for(self.path)
@@ -195,9 +198,10 @@ class Scene:
         """Which share of the valid values read so far lay outside the scale and were clipped."""
         return self.clipped_values / self.seen_values if self.seen_values else 0.0
 
-    def tiles(self, grid: TileGrid) -> Iterator[tuple[Tile, Pixels]]:
-        """The pixels of each tile of the grid, row by row. Every row of the raster is read once."""
-        return read_tiles(self.rows, grid, bands=len(self.bands), dtype=np.uint8 if self.as_it_is else np.float32)
+    def tiles(self, grid: TileGrid, tile_rows: slice = ALL) -> Iterator[tuple[Tile, Pixels]]:
+        """The pixels of each tile of the grid, or of some rows of tiles, row by row. Every row is read once."""
+        dtype = np.uint8 if self.as_it_is else np.float32
+        return read_tiles(self.rows, grid, bands=len(self.bands), dtype=dtype, tile_rows=tile_rows)
 
     def restored(self, rows: Iterable[Rows], *, first_row: int = 0) -> Iterator[Rows]:
         """Finished rows of a field on the grid that `tiles` reads -> on the scene's own. Here they are one.
@@ -206,9 +210,9 @@ class Scene:
         """
         yield from rows
 
-    def needed(self, row: int) -> int:
-        """The first row of the grid that `tiles` reads that this row of the scene, or any below, is made of."""
-        return row
+    def needs(self, start: int, stop: int) -> tuple[int, int]:
+        """The rows (first, one after the last) of the grid that `tiles` reads that these rows are made of."""
+        return start, stop
 
     def rows(self, start: int, stop: int) -> Pixels:
         """Rows `start` to `stop`, scaled. Raises RasterError that names the rows where the file cannot be read."""
@@ -218,7 +222,8 @@ class Scene:
             raw = self.read_raw(window=window)
             valid = self.read_valid(raw, window=window)
         valid &= self.part.inside(self.transform, start, stop)
-        return Pixels(self.scaled(raw, valid), valid)
+        low, high, _ = self.counted_rows.indices(self.height)
+        return Pixels(self.scaled(raw, valid, slice(max(0, low - start), max(0, high - start))), valid)
 
     def read_raw(self, **where: Any) -> np.ndarray:
         """(bands, h, w) as in the file; rasterio itself does not read bands of several types at once."""
@@ -287,8 +292,8 @@ class Scene:
         limits[1] = np.where(limits[1] > limits[0], limits[1], limits[0] + 1)  # a constant band has no spread
         return limits
 
-    def scaled(self, raw: np.ndarray, valid: np.ndarray) -> np.ndarray:
-        """Raw values (bands, h, w) -> the model's, with invalid pixels filled."""
+    def scaled(self, raw: np.ndarray, valid: np.ndarray, counted: slice = ALL) -> np.ndarray:
+        """Raw values (bands, h, w) -> the model's, with invalid pixels filled. counted: of which rows values count."""
         if self.raw_limits is None:
             with np.errstate(over="ignore", invalid="ignore"):
                 values = raw.astype(np.uint8 if self.as_it_is else np.float32)
@@ -298,8 +303,8 @@ class Scene:
             with np.errstate(over="ignore", invalid="ignore"):  # invalid pixels may hold anything
                 share = (raw.astype(np.float64) - low) / (high - low)
                 outside = (share < -ROUNDING) | (share > 1 + ROUNDING)
-                self.clipped_values += int((outside & valid).sum())
-                self.seen_values += int(valid.sum()) * len(raw)
+                self.clipped_values += int((outside & valid)[:, counted].sum())
+                self.seen_values += int(valid[counted].sum()) * len(raw)
                 share = np.clip(share, 0, 1)
             values = (start + share * (stop - start)).astype(np.float32)
         values[:, ~valid] = self.fill
@@ -307,15 +312,17 @@ class Scene:
 
 
 def read_tiles(
-    read_rows: Callable[[int, int], Pixels], grid: TileGrid, *, bands: int, dtype: type
+    read_rows: Callable[[int, int], Pixels], grid: TileGrid, *, bands: int, dtype: type, tile_rows: slice = ALL
 ) -> Iterator[tuple[Tile, Pixels]]:
-    """The pixels of each tile of a grid, row by row, out of rows that are read once, from top to bottom."""
+    """The pixels of each tile of a grid, row by row, out of rows that are read once, from top to bottom.
+
+    tile_rows: which rows of tiles; what no tile of theirs touches is not read.
+    """
     values: np.ndarray = np.zeros((bands, grid.tile_height, grid.width), dtype)
     valid = np.zeros((grid.tile_height, grid.width), bool)
     step = max(1, READ_BYTES // (8 * bands * grid.width))
     read_to = 0
-    tiles = iter(grid)
-    for row in grid.row_starts:
+    for row in grid.row_starts[tile_rows]:
         kept = read_to - row
         if kept > 0:  # the overlap with the row of tiles above
             values[:, :kept] = values[:, -kept:].copy()
@@ -327,7 +334,10 @@ def read_tiles(
         read_to = row + grid.tile_height
         for col in grid.col_starts:
             cols = slice(col, col + grid.tile_width)
-            yield next(tiles), Pixels(values[:, :, cols].copy(), valid[:, cols].copy())
+            yield (
+                Tile(row, col, grid.tile_height, grid.tile_width),
+                Pixels(values[:, :, cols].copy(), valid[:, cols].copy()),
+            )
 
 
 def common_dtype(path: str, names: Sequence[str]) -> np.dtype[Any]:

@@ -27,6 +27,9 @@ LAYER = "classes"
 BATCH = 20_000
 """Polygons that are handed to the file together."""
 
+ROWS = 256
+"""Rows that are outlined together, so that polygons come in one order, in however large parts the rows come."""
+
 COLUMNS = ("class", "class_id", "area_m2", "pixels", "confidence")
 
 
@@ -67,15 +70,23 @@ class PolygonWriter:
         self.known = row_areas_m2 is not None
         self.row_areas_m2 = row_areas_m2 if row_areas_m2 is not None else np.full(like.height, np.nan)
         self.outliner = Outliner(like.width)
+        self.rows = np.zeros((2, 0, like.width), np.uint8)
         self.waiting: list[Area] = []
         self.file = open_file(path, like.crs, tags or {}, simplified=simplify_m is not None)
         self.kept = 0
 
     def write(self, labels: np.ndarray, confidence: np.ndarray) -> None:
         """The next rows (rows, width) uint8: classes, and their probability in steps of which `steps` are 1."""
+        self.rows = np.concatenate([self.rows, np.stack([labels, confidence])], 1)
+        while self.rows.shape[1] >= ROWS:
+            self.outline(ROWS)
+
+    def outline(self, rows: int) -> None:
+        """Take in that many of the rows that wait."""
         first = self.outliner.next_row
-        areas_m2 = self.row_areas_m2[first : first + len(labels), None]
-        self.take(self.outliner.add(labels, confidence, areas_m2))
+        areas_m2 = self.row_areas_m2[first : first + rows, None]
+        self.take(self.outliner.add(*self.rows[:, :rows], areas_m2))
+        self.rows = self.rows[:, rows:].copy()
 
     def take(self, areas: Iterable[Area]) -> None:
         """Keep the areas that are large enough, and write them when there are many."""
@@ -127,6 +138,8 @@ class PolygonWriter:
 
     def finish(self) -> None:
         """Write what is left and close the file. It does not have its name yet."""
+        if self.rows.shape[1]:
+            self.outline(self.rows.shape[1])
         self.take(self.outliner.finish())
         self.flush()
         with self.cleaning_up():

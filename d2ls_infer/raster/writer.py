@@ -139,9 +139,8 @@ class RasterWriter:
             self.counts += np.bincount(rows.ravel(), minlength=256)
         self.waiting.append(rows)
         self.waiting_rows += rows.shape[1]
-        whole = self.waiting_rows // BLOCK * BLOCK
-        if whole:
-            self.flush(whole)
+        while self.waiting_rows >= BLOCK:  # one by one: so the file is the same in however large parts the rows come
+            self.flush(BLOCK)
 
     def flush(self, rows: int) -> None:
         """Write that many of the waiting rows."""

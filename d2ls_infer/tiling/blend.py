@@ -152,9 +152,16 @@ def blend(
     whether the rows also tell how far the tiles differ, see `BandBlender`. first_row: the rows above are known from an
     earlier run: they come too, but mean nothing, and what only they need is not scored. All others are the same to the
     last bit, since the batches are.
+
+    The tiles may begin at any group of rows of tiles that share batches (see `rows_sharing_batches`), and end after
+    one: the rows that no tile outside touches are the same as those of the whole, to the last bit. They begin with the
+    first tile's.
     """
     blender = BandBlender(grid, channels, window, device=device, disagreement=disagreement)
     waiting: list[tuple[Tile, np.ndarray, np.ndarray]] = []
+    together = rows_sharing_batches(grid, batch_size)
+    groups = {row: index // together for index, row in enumerate(grid.row_starts)}
+    group: int | None = None
 
     def add_waiting() -> Iterator[Rows]:
         if all(tile.row + tile.height <= first_row for tile, _, _ in waiting):
@@ -172,6 +179,11 @@ def blend(
         waiting.clear()
 
     for tile, (values, valid) in tiles:
+        if group is None:
+            blender.first_row = tile.row
+        elif groups[tile.row] != group and waiting:
+            yield from add_waiting()
+        group = groups[tile.row]
         if valid.any():
             waiting.append((tile, values, valid))
         if len(waiting) == batch_size:
@@ -179,6 +191,14 @@ def blend(
     if waiting:
         yield from add_waiting()
     yield from blender.finish()
+
+
+def rows_sharing_batches(grid: TileGrid, batch_size: int) -> int:
+    """How many rows of tiles, counted from the top, are batched together; no batch goes beyond such a group.
+
+    One, but where a batch takes several whole ones. So the batches of a part of the raster are those of the whole.
+    """
+    return max(1, batch_size // len(grid.col_starts))
 
 
 def axis_windows(starts: tuple[int, ...], size: int, window: str) -> list[Tensor]:

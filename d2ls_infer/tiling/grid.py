@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -60,6 +61,11 @@ class TileGrid:
     @property
     def tile_width(self) -> int:
         return min(self.size, self.width)
+
+    def touching(self, start: int, stop: int) -> tuple[int, int]:
+        """Which rows of tiles touch the rows `start` to `stop` of the raster: the first, and one after the last."""
+        starts = self.row_starts
+        return bisect_right(starts, start - self.tile_height), bisect_left(starts, stop)
 
     def __len__(self) -> int:
         return len(self.row_starts) * len(self.col_starts)

@@ -112,7 +112,8 @@ def resample_rows(parts: Iterable[Rows], shape: tuple[int, int], out_shape: tupl
     """Finished rows of a field of `shape`, from top to bottom -> the same of the field resampled to `out_shape`.
 
     What the rows tell of disagreement is resampled likewise. The rows come in small parts; of the incoming ones no more
-    is kept than a later row needs.
+    is kept than a later row needs. Where those of a part of the field come, the rows begin with the first one that is
+    made of them alone.
     """
     resampler: Resampler | None = None
     done = 0
@@ -121,6 +122,7 @@ def resample_rows(parts: Iterable[Rows], shape: tuple[int, int], out_shape: tupl
         if resampler is None:
             resampler = Resampler(shape, out_shape, told.device)
             first, fields, covered = part.first, told, part.covered
+            done = int(np.searchsorted(resampler.row_taps.first, first))
         else:
             fields, covered = torch.cat([fields, told], 1), torch.cat([covered, part.covered])
         ready = resampler.ready(first + len(covered))

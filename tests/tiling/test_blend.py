@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from d2ls_infer.errors import UsageError
-from d2ls_infer.tiling import WINDOWS, BandBlender, Rows, Tile, TileGrid, axis_windows, blend
+from d2ls_infer.tiling import WINDOWS, BandBlender, Rows, Tile, TileGrid, axis_windows, blend, rows_sharing_batches
 
 TAPERS = [window for window in WINDOWS if window != "none"]
 windows = st.sampled_from(WINDOWS)
@@ -121,7 +122,7 @@ def test_the_result_does_not_depend_on_the_batch_size(grid: TileGrid, window: st
 
 
 @given(grids(tiles=60), st.integers(1, 9))
-def test_batches_are_full_but_for_the_last(grid: TileGrid, batch_size: int) -> None:
+def test_batches_are_full_but_for_the_last_of_a_group_of_rows(grid: TileGrid, batch_size: int) -> None:
     sizes = []
 
     def score(batch: Tensor) -> Tensor:
@@ -129,8 +130,36 @@ def test_batches_are_full_but_for_the_last(grid: TileGrid, batch_size: int) -> N
         return batch
 
     blended(blend(score, tiles_of(random_field(grid), grid), grid, channels=2, batch_size=batch_size), grid)
-    full, rest = divmod(len(grid), batch_size)
-    assert sizes == [batch_size] * full + [rest] * bool(rest)
+    rows, cols = len(grid.row_starts), len(grid.col_starts)
+    together = rows_sharing_batches(grid, batch_size)
+    groups = [min(together, rows - row) * cols for row in range(0, rows, together)]
+    assert sizes == [min(batch_size, tiles - done) for tiles in groups for done in range(0, tiles, batch_size)]
+    assert together == 1 or together * cols <= batch_size
+
+
+@given(grids(tiles=60), windows, st.integers(1, 70), st.data())
+def test_a_part_is_the_same_as_in_the_whole(grid: TileGrid, window: str, batch_size: int, data: st.DataObject) -> None:
+    """To the last bit, of scores that depend on what lies in the same batch."""
+    field, valid = random_field(grid), holes(grid, 3, 0.5)
+    first = data.draw(st.integers(0, grid.height - 1))
+    last = data.draw(st.integers(first + 1, grid.height))
+    top, bottom = grid.touching(first, last)
+    together = rows_sharing_batches(grid, batch_size)
+    starts = grid.row_starts[top // together * together : -(-bottom // together) * together]
+
+    def score(batch: Tensor) -> Tensor:
+        return batch + batch.mean()
+
+    def rows(tiles: Iterator[tuple[Tile, tuple[np.ndarray, np.ndarray]]], first_row: int = 0) -> Iterator[Rows]:
+        options: dict[str, Any] = {"channels": 2, "window": window, "batch_size": batch_size, "disagreement": True}
+        return blend(score, tiles, grid, first_row=first_row, **options)
+
+    whole = list(rows(tiles_of(field, grid, valid)))
+    part = list(rows((item for item in tiles_of(field, grid, valid) if item[0].row in starts), first))
+    for name in ("scores", "covered", "disagreement"):
+        all_rows, some = (torch.cat([getattr(rows, name) for rows in found], -2) for found in (whole, part))
+        assert torch.equal(all_rows[..., first:last, :], some[..., first - starts[0] : last - starts[0], :]), name
+    assert part[0].first == starts[0]
 
 
 @given(grids(), windows, st.integers(0, 9))

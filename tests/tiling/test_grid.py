@@ -130,3 +130,15 @@ def test_anything_else_is_no_overlap(overlap: int | float | str) -> None:
     with pytest.raises(UsageError, match="overlap must be") as caught:
         parse_overlap(overlap, 512)
     assert repr(overlap) in str(caught.value)
+
+
+@given(st.integers(1, 120), st.integers(1, 40), st.integers(0, 39), st.data())
+def test_what_touches_rows_is_what_shares_one_with_them(
+    height: int, size: int, overlap: int, data: st.DataObject
+) -> None:
+    grid = TileGrid(height, 7, size, min(overlap, size - 1))
+    start = data.draw(st.integers(0, height - 1))
+    stop = data.draw(st.integers(start + 1, height))
+    first, last = grid.touching(start, stop)
+    touching = [i for i, row in enumerate(grid.row_starts) if row < stop and row + grid.tile_height > start]
+    assert list(range(first, last)) == touching

@@ -1,0 +1,179 @@
+"""The finished rows of a part of a scene, kept beside the map until it is put together."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from d2ls_infer.errors import RasterError
+from d2ls_infer.journal import Journal, key_of, remove_journal
+from d2ls_infer.outputs import Finished
+
+log = logging.getLogger(__name__)
+
+
+class Band(NamedTuple):
+    """Rows of a scene, from `first` to `last`, which is not among them."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class BandDone:
+    """What came of a band besides its rows.
+
+    tiles: that were read for it; skipped: those without a valid pixel that begin in it. clipped, seen: how many valid
+    values lay outside the range, and of how many. seconds: by stage, see `PredictResult`. worker: its address.
+    """
+
+    tiles: int
+    skipped: int
+    clipped: int
+    seen: int
+    seconds: dict[str, float]
+    worker: str
+
+
+class Piece(Journal):
+    """The finished rows of one band; a context manager.
+
+    A journal, of the same form as that of a run in one process, that stays when it is whole: then `done` says what came
+    of the band. One that is not whole, of a worker that was lost, goes on after its last row. Raises UsageError where
+    it is of another key, RasterError where it cannot be read or written.
+    """
+
+    def __init__(self, folder: Path, band: Band, key: Mapping[str, Any]) -> None:
+        self.band = band
+        super().__init__(folder / name_of(band), key, height=band.last, resume=True)
+        self.rows = max(self.rows, band.first)
+
+    @property
+    def done(self) -> BandDone | None:
+        """What came of the band; None while rows are missing."""
+        if self.database is None or self.rows < self.band.last:
+            return None
+        with self.telling():
+            if self.database.execute("SELECT 1 FROM sqlite_master WHERE name = 'done'").fetchone() is None:
+                return None
+            return BandDone(**json.loads(*self.database.execute("SELECT done FROM done").fetchone()))
+
+    def finish(self, done: BandDone) -> None:
+        """Say that it is whole."""
+        self.commit()
+        assert self.database is not None, "a band has rows"
+        assert self.rows == self.band.last, (self.rows, self.band)
+        with self.telling():
+            self.database.executescript("BEGIN; CREATE TABLE done (done TEXT NOT NULL);")
+            self.database.execute("INSERT INTO done VALUES (?)", (json.dumps(asdict(done)),))
+            self.database.commit()
+
+    def __iter__(self) -> Iterator[Finished]:
+        """All rows, from top to bottom, a few at a time."""
+        assert self.database is not None, "nothing was kept"
+        with self.telling():
+            firsts = [first for (first,) in self.database.execute("SELECT first FROM rows ORDER BY first")]
+        for first in firsts:
+            yield self.at(first)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with nullcontext() if error is None else suppress(RasterError):  # the first error is the one to tell
+            self.commit()
+        self.close()
+
+
+def parts_folder(output: Path) -> Path:
+    """Where the pieces of a map lie: beside it."""
+    return output.with_name(output.name + ".parts")
+
+
+def name_of(band: Band) -> str:
+    """The name of a band's piece, without its ending."""
+    return f"{band.first:010d}-{band.last:010d}"
+
+
+def bands_in(folder: Path) -> list[Band]:
+    """The bands of which there are pieces, whole or not, from top to bottom."""
+    names = (re.fullmatch(r"(\d{10,})-(\d{10,})\.journal", path.name) for path in folder.glob("*.journal"))
+    return sorted(Band(int(match[1]), int(match[2])) for match in names if match)
+
+
+def known_pieces(folder: Path, key: Mapping[str, Any]) -> dict[Band, tuple[int, BandDone | None]]:
+    """The bands of which an earlier run has left pieces: how many rows of each are known, and what came of it.
+
+    Pieces that cannot be read, or share rows with the one above, are removed. Raises UsageError for another key.
+    """
+    found: dict[Band, tuple[int, BandDone | None]] = {}
+    below = 0
+    for band in bands_in(folder):
+        path = folder / f"{name_of(band)}.journal"
+        try:
+            with Piece(folder, band, key) as piece:
+                rows, done = piece.rows - band.first, piece.done
+                kept = piece.database is not None and band.first >= below
+        except RasterError as error:
+            log.warning("%s; it is made anew", error)
+            kept = False
+        if kept:
+            found[band], below = (rows, done), band.last
+        else:
+            remove_journal(path)
+    return found
+
+
+def key_of_pieces(folder: Path) -> dict[str, Any] | None:
+    """The key of the run that left pieces; None where there are none that can be read."""
+    return next((key for band in bands_in(folder) if (key := key_of(folder / name_of(band)))), None)
+
+
+def remove_pieces(folder: Path) -> None:
+    """Remove the pieces, and the folder if nothing else is in it."""
+    for band in bands_in(folder):
+        remove_journal(folder / f"{name_of(band)}.journal")
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def gaps(known: Mapping[Band, Any], height: int) -> list[Band]:
+    """The rows of a scene between and around the bands that are known."""
+    edges = [0, *(row for band in sorted(known) for row in band), height]
+    return [Band(first, last) for first, last in zip(edges[::2], edges[1::2], strict=True) if first < last]
+
+
+def cut(gap: Band, starts: tuple[int, ...], rows: int) -> list[Band]:
+    """A gap in bands that begin at every so many rows of tiles. starts: the scene's rows where rows of tiles begin."""
+    inside = [row for row in starts if gap.first < row < gap.last]
+    edges = [gap.first, *inside[rows - 1 :: rows], gap.last]
+    return [Band(first, last) for first, last in pairwise(edges)]
+
+
+LEAST_TILE_ROWS = 24
+"""Rows of tiles in a band, where there are enough for all workers: the one that it shares with the band above is scored
+for both, which is 4 % of the work; see tests/benchmarks/README.md for what it would cost to hand its scores over."""
+
+MOST_TILE_ROWS = 96
+"""Beyond that, less than 1 % is to be won."""
+
+BANDS_PER_WORKER = 4
+"""So many bands each, where there are enough, so that no one waits long for the last."""
+
+
+def usual_tile_rows(tile_rows: int, workers: int) -> int:
+    """How many rows of tiles a band has where nobody says, of a scene of so many, for so many workers."""
+    if workers == 1:
+        most = MOST_TILE_ROWS
+    elif tile_rows < LEAST_TILE_ROWS * workers:
+        most = -(-tile_rows // workers)
+    else:
+        most = max(LEAST_TILE_ROWS, min(MOST_TILE_ROWS, tile_rows // (BANDS_PER_WORKER * workers)))
+    return -(-tile_rows // -(-tile_rows // most))  # as many bands, of like height

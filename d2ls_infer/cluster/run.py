@@ -1,0 +1,484 @@
+"""Scenes mapped by the workers of a Dask cluster, band by band, and put together here."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from distributed import Client, wait
+
+from d2ls_infer.at_once import usual_batch
+from d2ls_infer.batch import FailedScene, Model, Ready, looked_at
+from d2ls_infer.cluster.crew import Crew
+from d2ls_infer.cluster.pieces import (
+    Band,
+    BandDone,
+    Piece,
+    cut,
+    gaps,
+    key_of_pieces,
+    known_pieces,
+    parts_folder,
+    remove_pieces,
+    usual_tile_rows,
+)
+from d2ls_infer.cluster.worker import (
+    About,
+    BandTask,
+    Load,
+    Question,
+    check_weights,
+    work,
+)
+from d2ls_infer.cluster.worker import Model as ModelOfWorkers
+from d2ls_infer.errors import D2LSError, RasterError, UsageError
+from d2ls_infer.journal import journal_path, remove_journal
+from d2ls_infer.notices import warn_of_clipping
+from d2ls_infer.options import PredictOptions
+from d2ls_infer.outputs import Outputs, check_outputs
+from d2ls_infer.predict import Job, PredictResult, finished_before, load_segmenter, provenance, run_key
+from d2ls_infer.raster import Cut
+from d2ls_infer.segmenter import Segmenter
+from d2ls_infer.tiling import TileGrid, rows_sharing_batches
+from d2ls_infer.weights import WeightsFile, find_weights
+
+log = logging.getLogger(__name__)
+
+STALL_SECONDS = 300.0
+"""A worker that has a band and says nothing for so long hangs; it speaks with every batch of tiles."""
+
+GREETING_SECONDS, GOODBYE_SECONDS = 20.0, 5.0
+"""How long workers are waited for that are to know of the model, and to forget it. The scheduler tells all at once, and
+those that come later; what is waited for are those that are just being lost."""
+
+SECONDS_BETWEEN_PROGRESS = 0.5
+"""How often we tell at most how far it is."""
+
+Tell = Callable[[dict[str, Any]], None]
+"""Called with what goes on, see `Told`."""
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """How scenes are handed out.
+
+    band_rows: rows of a scene in a band; by default whole rows of tiles, see `usual_tile_rows`. stall_seconds: how long
+    a worker that has work may say nothing before it is started anew. threads: of torch on each worker; None leaves it
+    to the worker. one_host: whether the workers run where we are. Raises UsageError for what makes no sense.
+    """
+
+    band_rows: int | None = None
+    stall_seconds: float = STALL_SECONDS
+    threads: int | None = None
+    one_host: bool = False
+
+    def __post_init__(self) -> None:
+        if self.band_rows is not None and self.band_rows < 1:
+            raise UsageError(f"a band has at least 1 row, got {self.band_rows}")
+        if not 0 < self.stall_seconds < float("inf"):
+            raise UsageError(f"the time a worker may say nothing is seconds above 0, got {self.stall_seconds:g}")
+
+
+@dataclass
+class SceneRun:
+    """A scene that is being mapped. resumed: rows that an earlier run had finished."""
+
+    source: str
+    output: Path
+    options: PredictOptions
+    key: dict[str, Any]
+    tags: dict[str, str]
+    bands: dict[Band, BandDone | None]
+    resumed: int
+    height: int
+    width: int
+    began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all bands are finished."""
+        return None not in self.bands.values()
+
+    @property
+    def pixels_done(self) -> int:
+        """Of the bands that are finished."""
+        return self.width * sum(band.last - band.first for band, done in self.bands.items() if done is not None)
+
+
+def map_scenes(
+    client: Client,
+    model: Model,
+    sources: Iterable[str | Path],
+    output: str | Path | None = None,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    load: Load = load_segmenter,
+    tell: Tell = lambda news: None,
+    cluster: ClusterOptions | None = None,
+    **options: Any,
+) -> Iterator[PredictResult | FailedScene]:
+    """`predict_many` by the workers of a client: the same files to the last byte, results in the order they are ready.
+
+    The workers must see the scenes and the places of the outputs by the same names as we do. What a run leaves that is
+    stopped are the pieces in `MAP.tif.parts`; `resume` goes on with them. tell: takes news of the run for people who
+    wait, see `Told`.
+
+    Raises UsageError as `predict_many` does; D2LSError when the scheduler is lost or all workers are.
+    """
+    settings, cluster = PredictOptions(**options), cluster or ClusterOptions()
+    found = find_weights(model) if isinstance(model, str | Path) else model
+    ready, failed = looked_at(found, sources, output, settings, overwrite=overwrite or resume)
+
+    def results() -> Iterator[PredictResult | FailedScene]:
+        yield from failed
+        if ready:
+            with Run(client, found, load, settings, cluster, tell, overwrite=overwrite, resume=resume) as run:
+                yield from run.map(ready)
+
+    return results()
+
+
+class Run:
+    """One run over many scenes; a context manager."""
+
+    def __init__(
+        self,
+        client: Client,
+        model: Segmenter | WeightsFile,
+        load: Load,
+        options: PredictOptions,
+        cluster: ClusterOptions,
+        tell: Tell,
+        *,
+        overwrite: bool,
+        resume: bool,
+    ) -> None:
+        self.client, self.model, self.load, self.options, self.cluster = client, model, load, options, cluster
+        self.told = Told(tell)
+        self.overwrite, self.resume = overwrite, resume
+        self.name = f"d2ls-{uuid.uuid4().hex[:12]}"
+        self.scenes: dict[str, SceneRun] = {}
+        self.outcomes: deque[tuple[Any, Any]] = deque()
+        self.joining: dict[str, Future[PredictResult | FailedScene]] = {}
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self.crew = stack.enter_context(
+                Crew(self.client, self.name, work, stall_seconds=self.cluster.stall_seconds)
+            )
+            self.joiner = ThreadPoolExecutor(1, thread_name_prefix="d2ls-join")
+            stack.callback(self.joiner.shutdown, cancel_futures=True)
+            with self.crew.telling():
+                plugin = ModelOfWorkers(self.name, self.model, self.load, self.hosts(), self.cluster.threads)
+                self.with_all(GREETING_SECONDS, self.client.register_plugin, plugin, name=self.name)
+                stack.callback(self.with_all, GOODBYE_SECONDS, self.client.unregister_worker_plugin, self.name)
+            self.about: About = self.ask("about")
+            self.stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stack.close()
+        for scene in self.scenes.values():
+            self.say_what_is_kept(scene)
+
+    def with_all(self, seconds: float, act: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+        """Do something that waits for all workers, but no longer than that for those that hang: the scheduler knows."""
+
+        def acted() -> None:
+            with suppress(D2LSError), self.crew.telling():
+                act(*arguments, **options)
+
+        thread = threading.Thread(target=acted, name="d2ls-with-all", daemon=True)
+        thread.start()
+        thread.join(seconds)
+
+    def hosts(self) -> dict[str, WeightsFile]:
+        """The weights on each host, fetched where they have to be, and checked once on each."""
+        if not isinstance(self.model, WeightsFile):
+            return {}
+        if self.cluster.one_host:
+            return {socket.gethostname(): self.model}
+        workers = {info["host"]: address for address, info in self.client.scheduler_info()["workers"].items()}
+        futures = [
+            self.client.submit(check_weights, self.model, workers=[address], pure=False) for address in workers.values()
+        ]
+        with suppress(TimeoutError):  # of a host that hangs; whoever works there checks them itself
+            wait(futures, timeout=self.cluster.stall_seconds)
+        return dict(future.result() for future in futures if future.done())
+
+    def ask(self, what: str, *arguments: Any) -> Any:
+        """What a worker says. Raises D2LSError as it does."""
+        question = Question(what, arguments)
+        self.crew.add(question, first=True)
+        while True:
+            came = list(self.crew.step())
+            self.outcomes += [(task, result) for task, result in came if task is not question]
+            for task, result in came:
+                if task is question:
+                    if isinstance(result, D2LSError):
+                        raise result
+                    return result
+
+    def map(self, ready: Iterable[Ready]) -> Iterator[PredictResult | FailedScene]:
+        """Map each of the scenes."""
+        waiting = deque(ready)
+        self.told.begin(self.crew, waiting)
+        while waiting or self.scenes:
+            while waiting and self.crew.room > 0:
+                scene = waiting.popleft()
+                try:
+                    if result := self.begin(scene.source, scene.output):
+                        self.told.known(scene.pixels)
+                        yield result
+                except D2LSError as error:
+                    self.told.dropped(scene.pixels)
+                    yield FailedScene(scene.source, error)
+            self.outcomes += self.crew.step()
+            while self.outcomes:
+                task, result = self.outcomes.popleft()
+                if task is None:
+                    self.hear(result)
+                else:
+                    yield from self.ended(task, result)
+            self.told.progress(self.crew)
+            for source in [source for source, future in self.joining.items() if future.done()]:
+                del self.scenes[source]
+                yield self.joining.pop(source).result()
+
+    def hear(self, news: Mapping[str, Any]) -> None:
+        """A worker tells how far it is with a band."""
+        handed = self.crew.out.get(news.get("key", ""))
+        if handed is not None and (scene := self.scenes.get(handed.task.source)):
+            first, last = handed.task.band
+            self.told.parts[news["key"]] = (last - first) * scene.width * news["done"] / max(1, news["total"])
+
+    def begin(self, source: str, output: Path) -> PredictResult | None:
+        """Cut a scene into bands and add them; or give what an earlier run has made of it."""
+        options = self.options
+        with options.open(source, bands=self.about.bands, value_range=self.about.value_range) as scene:
+            view = options.seen(scene, self.about.gsd_m)
+            grid = TileGrid(view.height, view.width, options.tile_size, options.overlap_px)
+            job = Job(self.about, self.about.name, scene, view, grid, output)
+            tags, folder = provenance(job, options), parts_folder(output)
+            if self.resume and not self.overwrite:
+                if self.about.sha256 and (found := finished_before(job, options, tags)):
+                    remove_pieces(folder)
+                    remove_journal(journal_path(output))
+                    return found
+                check_outputs(output, options, source=source, overwrite=False)
+            job.warn(options)
+            options = replace(options, batch_size=self.batch_size(source, job, options, folder))
+            key = run_key(job, options)
+            key["weights"] = key["weights"] or self.name  # of a segmenter that does not say what it is
+            bands = self.bands_of(job, options, folder, key)
+            run = SceneRun(
+                source=source,
+                output=output,
+                options=options,
+                key=key,
+                tags=tags,
+                bands={band: done for band, (_, done) in bands.items()},
+                resumed=sum(rows for rows, _ in bands.values()),
+                height=scene.height,
+                width=scene.width,
+            )
+        self.told.known(run.pixels_done)
+        self.scenes[source] = run
+        for band, done in run.bands.items():
+            if done is None:
+                self.crew.add(BandTask(source, output, options, key, band))
+        if run.whole:
+            self.join(run)
+        return None
+
+    def batch_size(self, source: str, job: Job, options: PredictOptions, folder: Path) -> int:
+        """How many tiles at once: as a run that is resumed had it, else as one process would choose it."""
+        before = key_of_pieces(folder) if self.resume and options.batch_size == "auto" else None
+        if before:
+            return int(before["options"]["batch_size"])
+        if options.batch_size == "auto" or options.max_memory is not None:
+            return int(self.ask("batch_size", source, job.output, options))
+        return int(options.batch_size or usual_batch(job.device, job.grid))
+
+    def bands_of(
+        self, job: Job, options: PredictOptions, folder: Path, key: Mapping[str, Any]
+    ) -> dict[Band, tuple[int, BandDone | None]]:
+        """The bands of a scene, with the rows that are known of each, and what came of it."""
+        if not self.resume and folder.exists():
+            log.warning("%s, of a run that was stopped, is replaced; --resume would have gone on there", folder)
+            remove_pieces(folder)
+        bands = known_pieces(folder, key) if self.resume else {}
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise RasterError(f"cannot make the folder {folder}: {error}") from error
+        height, grid = job.scene.height, job.grid
+        if self.cluster.band_rows is not None:
+            starts, rows = tuple(range(0, height, self.cluster.band_rows)), 1
+        else:
+            together = rows_sharing_batches(grid, int(options.batch_size or 1))
+            tops = grid.row_starts[::together]
+            starts = tuple(round(row * height / grid.height) for row in tops)
+            rows = usual_tile_rows(len(tops), len(self.crew.workers))
+        return bands | {band: (0, None) for gap in gaps(bands, height) for band in cut(gap, starts, rows)}
+
+    def ended(self, task: BandTask, result: BandDone | D2LSError) -> Iterator[FailedScene]:
+        """Take note of what came of a band."""
+        scene = self.scenes.get(task.source)
+        if scene is None:  # it has failed before
+            return
+        if isinstance(result, D2LSError):
+            del self.scenes[task.source]
+            self.crew.drop(lambda other: other.source != task.source)
+            self.say_what_is_kept(scene)
+            self.told.dropped(scene.height * scene.width, scene.pixels_done)
+            yield FailedScene(task.source, result)
+            return
+        scene.bands[task.band] = result
+        self.told.band(task, result, scene.width)
+        if scene.whole:
+            self.join(scene)
+
+    def join(self, scene: SceneRun) -> None:
+        """Put a scene together, in a thread of its own."""
+
+        def joined() -> PredictResult | FailedScene:
+            try:
+                return self.joined(scene)
+            except D2LSError as error:
+                return FailedScene(scene.source, error)
+
+        future = self.joiner.submit(joined)
+        self.joining[scene.source] = future
+        future.add_done_callback(lambda _: self.crew.news.put({"joined": scene.source}))
+
+    def joined(self, run: SceneRun) -> PredictResult:
+        """The files of a scene, out of the pieces of its bands, as one process would have written them."""
+        options, about, folder = run.options, self.about, parts_folder(run.output)
+        done = [band for band in run.bands.values() if band is not None]
+        with options.open(run.source, bands=about.bands, value_range=about.value_range) as scene:
+            view = options.seen(scene, about.gsd_m)
+            grid = TileGrid(view.height, view.width, options.tile_size, options.overlap_px)
+            outputs = Outputs(
+                run.output,
+                options,
+                scene=scene,
+                labels=about.labels,
+                name=about.name,
+                tags=run.tags,
+                grid=grid,
+                bands=about.bands,
+                overwrite=self.overwrite,
+            )
+            with outputs:
+                if outputs.scene_picture is not None:
+                    for _ in outputs.seeing(view.tiles(grid)):
+                        pass
+                for band in sorted(run.bands):
+                    with Piece(folder, band, run.key) as piece:
+                        for rows in piece:
+                            outputs.add(rows)
+                skipped = sum(band.skipped for band in done)
+                scene.clipped_values = sum(band.clipped for band in done)
+                scene.seen_values = sum(band.seen for band in done)
+                warn_of_clipping(scene)
+                if skipped == len(grid):
+                    there = "" if options.cut == Cut() else " there"
+                    log.warning("%s has no valid pixel%s: the map is empty", scene.path, there)
+                seconds = {stage: sum(band.seconds[stage] for band in done) for stage in ("read", "score", "write")}
+                seconds["total"] = time.perf_counter() - run.began
+                outputs.notes |= {"tiles": len(grid), "skipped": skipped, "seconds": seconds["total"]}
+            remove_pieces(folder)
+            return PredictResult(
+                source=scene.path,
+                output=outputs.path,
+                tiles=len(grid),
+                skipped=skipped,
+                seconds=seconds,
+                areas=outputs.tally.result(),
+                clipped=scene.clipped_share,
+                files=outputs.files,
+                resumed_rows=run.resumed,
+            )
+
+    def say_what_is_kept(self, scene: SceneRun) -> None:
+        """Of a scene that was not finished."""
+        if scene.pixels_done:
+            log.warning(
+                "%.0f %% of the map are kept in %s; the same command with --resume (in Python: resume=True) goes on",
+                100 * scene.pixels_done / (scene.height * scene.width), parts_folder(scene.output),
+            )  # fmt: skip
+        elif not any(parts_folder(scene.output).glob("*.journal")):
+            remove_pieces(parts_folder(scene.output))
+
+
+class Told:
+    """What is told of a run: dicts with a `status`.
+
+    begun: how many `scenes` and `workers`, `pixels` of all, and the address of Dask's `dashboard`, None where there is
+    none. band: `source`, `first` and one after the `last` row, `worker`, and `seconds` by stage. progress: `pixels`
+    done, of `all`, by how many `workers`; `rate` in pixels a second of each worker, and `seconds_left`, None at first.
+    """
+
+    def __init__(self, tell: Tell) -> None:
+        self.tell = tell
+        self.pixels = self.all = self.before = 0
+        self.parts: dict[str, float] = {}  # pixels that are done of the bands that are out, by Dask's key
+        self.began = self.said = time.monotonic()
+
+    def begin(self, crew: Crew, ready: Iterable[Ready]) -> None:
+        """The first word."""
+        pixels = [scene.pixels for scene in ready]
+        self.all, self.began = sum(pixels), time.monotonic()
+        has_dashboard = "dashboard" in crew.client.scheduler_info(n_workers=0)["services"]
+        self.tell({
+            "status": "begun", "scenes": len(pixels), "workers": len(crew.workers), "pixels": self.all,
+            "dashboard": crew.client.dashboard_link if has_dashboard else None,
+        })  # fmt: skip
+
+    def known(self, pixels: int) -> None:
+        """So many pixels were finished before."""
+        self.pixels += pixels
+        self.before += pixels
+
+    def dropped(self, pixels: int, done: int = 0) -> None:
+        """So many pixels will not be mapped, of which so many were."""
+        self.all -= pixels
+        self.pixels -= done
+
+    def band(self, task: BandTask, done: BandDone, width: int) -> None:
+        """A band is finished."""
+        first, last = task.band
+        self.pixels += (last - first) * width
+        self.tell({
+            "status": "band", "source": task.source, "first": first, "last": last, "worker": done.worker,
+            "seconds": done.seconds,
+        })  # fmt: skip
+
+    def progress(self, crew: Crew) -> None:
+        """How far it all is, now and then."""
+        now = time.monotonic()
+        if now - self.said < SECONDS_BETWEEN_PROGRESS:
+            return
+        self.said = now
+        self.parts = {key: pixels for key, pixels in self.parts.items() if key in crew.out}
+        pixels = self.pixels + sum(self.parts.values())
+        rate = (pixels - self.before) / (now - self.began)
+        self.tell({
+            "status": "progress", "pixels": int(pixels), "all": self.all, "workers": len(crew.workers),
+            "rate": rate / max(1, len(crew.workers)), "seconds_left": (self.all - pixels) / rate if rate > 0 else None,
+        })  # fmt: skip

@@ -1,0 +1,267 @@
+"""What a worker does: it loads the model once, and maps bands of scenes, one at a time."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from distributed import Worker, get_worker
+from distributed.diagnostics.plugin import WorkerPlugin
+from distributed.worker import thread_state
+
+from d2ls_infer.cluster.pieces import Band, BandDone, Piece, parts_folder
+from d2ls_infer.errors import D2LSError, UsageError, WeightsError
+from d2ls_infer.journal import differences
+from d2ls_infer.labels import LabelMap
+from d2ls_infer.options import PredictOptions
+from d2ls_infer.outputs import Finished
+from d2ls_infer.outputs.options import RASTERS
+from d2ls_infer.predict import Job, Stopwatch, choose_batch, finish_rows, prepared, run_key
+from d2ls_infer.segmenter import Segmenter, precision_of
+from d2ls_infer.tiling import Rows
+from d2ls_infer.weights import WeightsFile, find_weights
+
+SECONDS_BETWEEN_NEWS = 0.5
+"""How often a worker says at most how far it is."""
+
+Load = Callable[[WeightsFile], Segmenter]
+
+
+@dataclass(frozen=True)
+class BandTask:
+    """A band to map. key: what its rows depend on; a worker on which they would come out otherwise refuses."""
+
+    source: str
+    output: Path
+    options: PredictOptions
+    key: Mapping[str, Any]
+    band: Band
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a worker is asked: a method of `Model`, and its arguments."""
+
+    what: str
+    arguments: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class About:
+    """All of a segmenter but the network: it stands in for it where nothing is scored."""
+
+    name: str
+    labels: LabelMap
+    bands: tuple[str, ...]
+    value_range: tuple[float, float] | None
+    gsd_m: float | None
+    sha256: str
+    reference: str
+    device: str
+    dtype: str
+    backend: str
+    observes: bool | None
+
+    @classmethod
+    def of(cls, segmenter: Any) -> About:
+        return cls(
+            name=str(getattr(segmenter, "name", type(segmenter).__name__)),
+            labels=segmenter.labels,
+            bands=tuple(segmenter.bands),
+            value_range=getattr(segmenter, "value_range", None),
+            gsd_m=getattr(segmenter, "gsd_m", None),
+            sha256=str(getattr(segmenter, "sha256", "")),
+            reference=str(getattr(segmenter, "reference", "")),
+            device=str(getattr(segmenter, "device", "cpu")),
+            dtype=precision_of(segmenter),
+            backend=str(getattr(segmenter, "backend", "torch")),
+            observes=getattr(segmenter, "observes", None),
+        )
+
+
+class Model(WorkerPlugin):  # type: ignore[misc]
+    """The model of a run, on a worker: loaded when it is first needed, and let go with the run.
+
+    Dask hands it to every worker, also to those that come later. model: a segmenter, which travels, or a weights file.
+    found: the same weights on hosts where they were checked, by the host's name. threads: of torch, for each worker.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        model: Segmenter | WeightsFile,
+        load: Load,
+        found: Mapping[str, WeightsFile],
+        threads: int | None,
+    ) -> None:
+        self.name, self.model, self.load, self.found, self.threads = run, model, load, found, threads
+
+    def setup(self, worker: Worker) -> None:
+        self.worker = worker
+        self.alone = threading.Lock()  # whatever the number of its threads: memory is that of one process
+        self.segmenter: Any = None
+        self.scene: tuple[str, Path, PredictOptions] | None = None
+        self.opened = ExitStack()
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+
+    def teardown(self, worker: Worker) -> None:
+        self.segmenter = None
+        if self.alone.acquire(blocking=False):  # else a band is worked at that nobody wants any more, and closes it
+            self.forget()
+            self.alone.release()
+
+    def loaded(self) -> Any:
+        """The segmenter."""
+        if self.segmenter is None:
+            if isinstance(self.model, WeightsFile):
+                self.segmenter = self.load(self.found.get(socket.gethostname()) or on_this_host(self.model))
+            else:
+                self.segmenter = self.model
+        return self.segmenter
+
+    def job(self, source: str, output: Path, options: PredictOptions) -> Job:
+        """A scene, opened. It stays open for the next band, since percentiles are taken from all of it."""
+        if self.scene != (source, output, options):
+            self.forget()
+            job = self.opened.enter_context(prepared(self.loaded(), source, output, options, overwrite=True))
+            self.current = job.observed(options)
+            self.scene = source, output, options
+        job = self.current
+        return replace(job, view=options.seen(job.scene, getattr(job.segmenter, "gsd_m", None)))
+
+    def forget(self) -> None:
+        """Close the scene."""
+        self.scene = None
+        self.opened.close()
+        self.opened = ExitStack()
+
+    def about(self) -> About:
+        """What the model says of itself."""
+        with self.alone:
+            return About.of(self.loaded())
+
+    def batch_size(self, source: str, output: Path, options: PredictOptions) -> int:
+        """How many tiles of a scene to score at once here."""
+        with self.alone:
+            return choose_batch(self.job(source, output, options), options)
+
+    def map(self, task: BandTask) -> BandDone:
+        """Make the finished rows of a band, and keep them beside the map."""
+        with self.alone:
+            tell = News(self.name, self.worker)
+            tell(0, 1)
+            try:
+                return self.mapped(task, tell)
+            except BaseException:
+                self.forget()  # what is wrong with a source may be wrong with this handle alone
+                raise
+
+    def mapped(self, task: BandTask, tell: Callable[[int, int], None]) -> BandDone:
+        """The same, once this worker does nothing else."""
+        job, options, (first, last) = self.job(task.source, task.output, task.options), task.options, task.band
+        here = run_key(job, options)
+        here["weights"] = here["weights"] or task.key["weights"]  # of a segmenter that does not say what it is
+        if here != dict(task.key):
+            told = ", ".join(differences(task.key, here))
+            raise UsageError(f"{self.worker.address} would make another map of {task.source}: it has other {told}")
+        layers = layers_of(options)
+        job.scene.clipped_values = job.scene.seen_values = 0
+        with Piece(parts_folder(task.output), task.band, task.key) as piece:
+            if piece.done:
+                return piece.done
+            known, watch = piece.rows, Stopwatch()
+
+            def write(rows: Rows) -> None:
+                start, stop = max(known, rows.first), min(last, rows.first + len(rows.covered))
+                if stop <= start:
+                    return
+                with watch("write"):
+                    finished, part = Finished(rows), slice(start - rows.first, stop - rows.first)
+                    values = {name: getattr(finished, name)[..., part, :] for name in layers}
+                    piece.add(Finished.of(start, values))
+
+            tiles = 0
+
+            def progress(done: int, total: int) -> None:
+                nonlocal tiles
+                tiles = total
+                tell(done, total)
+
+            skipped = finish_rows(
+                job, options, write, watch=watch, first=first, last=last, known=known, progress=progress
+            )
+            done = BandDone(
+                tiles=tiles,
+                skipped=skipped,
+                clipped=job.scene.clipped_values,
+                seen=job.scene.seen_values,
+                seconds=dict(watch.seconds),
+                worker=self.worker.address,
+            )
+            piece.finish(done)
+            return done
+
+
+class News:
+    """Says to the run how far a task is, now and then, and stops the task once nobody wants it any more."""
+
+    def __init__(self, run: str, worker: Worker) -> None:
+        self.run, self.worker, self.key, self.said = run, worker, thread_state.key, 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self.said < SECONDS_BETWEEN_NEWS:
+            return
+        self.said = now
+        state = self.worker.state.tasks.get(self.key)
+        if state is None or state.state == "cancelled":
+            raise D2LSError("the run has ended")
+        self.worker.log_event(self.run, {"key": self.key, "worker": self.worker.address, "done": done, "total": total})
+
+
+def layers_of(options: PredictOptions) -> list[str]:
+    """What of finished rows the outputs of a scene are made of, see `Finished`."""
+    asked = [name for name in RASTERS if getattr(options, name)]
+    shown = ["confidence"] if options.vector or options.report else []
+    return list(dict.fromkeys(["labels", *asked, *shown]))
+
+
+def on_this_host(weights: WeightsFile) -> WeightsFile:
+    """The same weights on another machine: where they lie there, else by name or from the hub; checked.
+
+    Raises WeightsError where they are not to be had.
+    """
+    reason: D2LSError | None = None
+    for name in (weights.path, weights.reference or weights.name):
+        try:
+            found = find_weights(name)
+        except D2LSError as error:
+            reason = error
+        else:
+            if found.sha256 == weights.sha256:
+                return replace(weights, path=found.path)
+    raise WeightsError(
+        f"the weights of {weights.name} (sha256 {weights.sha256}) are not on {socket.gethostname()}, neither as "
+        f"{weights.path} nor by name" + (f": {reason}" if reason else "")
+    )
+
+
+def check_weights(weights: WeightsFile) -> tuple[str, WeightsFile]:
+    """The host's name, and the weights on it."""
+    return socket.gethostname(), on_this_host(weights)
+
+
+def work(run: str, task: BandTask | Question) -> Any:
+    """Map a band with the model of a run, or ask it."""
+    model: Model | None = get_worker().plugins.get(run)
+    if model is None:
+        raise D2LSError(f"{get_worker().address} does not know of the model yet")
+    return model.map(task) if isinstance(task, BandTask) else getattr(model, task.what)(*task.arguments)

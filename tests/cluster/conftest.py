@@ -1,0 +1,64 @@
+"""A real scheduler and real workers, as processes on loopback."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+dask = pytest.importorskip("dask")
+pytest.importorskip("distributed")
+
+sys.path.insert(0, str(Path(__file__).parent))  # which workers take over: they import the toys from here
+
+Write = Callable[..., Path]
+Pixels = Callable[..., np.ndarray]
+
+dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
+
+
+@contextmanager
+def workers(count: int) -> Iterator[Any]:
+    from d2ls_infer.cluster.clients import local_workers
+
+    # Workers are forked from a process that has loaded everything: they are there in a moment. Dask would have it load
+    # less, but it is running by then.
+    multiprocessing.set_forkserver_preload(["distributed", "d2ls_infer.cluster.worker", "rasterio", "cluster_toys"])
+    forkserver.ensure_running()
+    with local_workers(count) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def crowd() -> Callable[[int], Any]:
+    """A context manager that gives a client of so many workers of its own."""
+    return workers
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Any]:
+    """A client of two workers, for tests that leave them as they are."""
+    with workers(2) as client:
+        yield client
+
+
+@pytest.fixture
+def scene(tmp_path: Path, write_raster: Write, pixels: Pixels) -> Path:
+    """300 x 70 pixels with holes and rows of nodata, alone in a folder."""
+    array = np.kron(pixels(3, 60, 14), np.ones((1, 5, 5), np.uint8))
+    array[:, 100:140] = 0
+    array[:, :, 20:30] = 0
+    return write_raster(tmp_path / "scene.tif", array, nodata=0)
+
+
+@pytest.fixture(scope="session")
+def contents() -> Callable[[Path], dict[str, bytes]]:
+    """The files of a folder, but those that say when they were made."""
+    return lambda folder: {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix not in (".gpkg", ".html")}

@@ -1,0 +1,141 @@
+"""Scenes mapped by the workers of a cluster: the bytes are those of one process, whoever makes them."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cluster_toys import Touchy
+
+from d2ls_infer import FailedScene, PredictResult, predict_many, predict_raster
+from d2ls_infer.cluster import ClusterOptions
+from d2ls_infer.cluster.pieces import Band
+from d2ls_infer.cluster.worker import BandTask
+from d2ls_infer.errors import OutputExistsError, UsageError
+from d2ls_infer.options import PredictOptions
+
+Write = Callable[..., Path]
+Pixels = Callable[..., np.ndarray]
+Contents = Callable[[Path], dict[str, bytes]]
+RASTERS = {"confidence": True, "probabilities": True, "entropy": True, "disagreement": True}
+TILES: dict[str, Any] = {"tile_size": 32, "overlap": 8}
+
+CASES: list[tuple[int | None, dict[str, Any]]] = [
+    (None, {}),
+    (37, {**RASTERS, "vector": ".fgb", "preview": ".png"}),
+    (41, {**RASTERS, "cog": True, "batch_size": 7}),
+    (53, {"gsd": 3.1, "probabilities": True}),
+    (29, {"gsd": 0.7, "confidence": True, "batch_size": 5}),
+    (23, {"window": "3,7,55,280", "confidence": True, "scale": "p2,p98"}),
+    (1000, {"tta": "flip", "blend": "none"}),
+    (1, {"window": "0,90,70,60", "overlap": 20}),
+]
+
+
+@pytest.mark.parametrize(("workers", "cases"), [(1, [1, 0, 4]), (2, [1, 3, 7]), (3, [1, 2]), (5, [1, 5, 6])])
+def test_the_bytes_are_those_of_one_process(
+    crowd: Callable[[int], Any], scene: Path, tmp_path: Path, contents: Contents, workers: int, cases: list[int]
+) -> None:
+    with crowd(workers) as client:
+        for number in cases:
+            same_bytes(client, scene, tmp_path, contents, number)
+
+
+def same_bytes(client: Any, scene: Path, tmp_path: Path, contents: Contents, number: int) -> None:
+    band_rows, options = CASES[number]
+    one, many = tmp_path / f"one {number}", tmp_path / f"many {number}"
+    one.mkdir()
+    many.mkdir()
+    whole = predict_raster(Touchy(), scene, one, **{**TILES, **options})
+    (made,) = predict_many(
+        Touchy(), [scene], many, client=client, cluster=ClusterOptions(band_rows=band_rows),
+        **{**TILES, **options},
+    )  # fmt: skip
+    assert isinstance(made, PredictResult), made
+    assert contents(many) == contents(one), options
+    assert (made.areas, made.tiles, made.clipped) == (whole.areas, whole.tiles, whole.clipped)
+    assert made.skipped == whole.skipped
+    assert not list(many.glob("*.parts"))
+
+
+def test_a_picture_in_a_report_is_that_of_one_process(client: Any, scene: Path, tmp_path: Path) -> None:
+    pages = []
+    for name, there in (("one", None), ("many", client)):
+        (tmp_path / name).mkdir()
+        result = predict_raster(Touchy(), scene, tmp_path / name, client=there, report=".html", **TILES)
+        lines = result.files["report"].read_text().splitlines()
+        pages.append([line for line in lines if "<img" in line or "<svg" in line or "Tiles" in line])
+    assert pages[0] == pages[1]
+    assert pages[0]
+
+
+def test_many_scenes_are_mapped_and_what_is_wrong_with_one_comes_in_its_place(
+    client: Any, scene: Path, tmp_path: Path, write_raster: Write, pixels: Pixels
+) -> None:
+    thin = write_raster(tmp_path / "thin.tif", pixels(1, 30, 30))
+    other = write_raster(tmp_path / "other.tif", pixels(3, 64, 90))
+    news: list[dict[str, Any]] = []
+    found = list(predict_many(Touchy(), [scene, thin, other], client=client, tell=news.append, **TILES))
+    assert isinstance(found[0], FailedScene)
+    assert found[0].source == str(thin)
+    assert {item.source for item in found[1:] if isinstance(item, PredictResult)} == {str(scene), str(other)}
+    first, *others = news
+    assert (first["status"], first["scenes"], first["pixels"], first["workers"]) == ("begun", 2, 300 * 70 + 64 * 90, 2)
+    bands = [item for item in others if item["status"] == "band"]
+    rows = {name: sum(b["last"] - b["first"] for b in bands if b["source"] == str(name)) for name in (scene, other)}
+    assert rows == {scene: 300, other: 64}
+
+
+def test_the_model_is_loaded_once_on_each_worker(client: Any, scene: Path, tmp_path: Path) -> None:
+    loads = tmp_path / "loads"
+    loads.mkdir()
+    list(predict_many(
+        Touchy(loads=loads), [scene], client=client, cluster=ClusterOptions(band_rows=10), **TILES
+    ))  # fmt: skip
+    processes = [path.name.split("-")[0] for path in loads.iterdir()]
+    assert len(processes) == len(set(processes)) == 2
+
+
+def test_weights_are_found_by_each_worker(client: Any, scene: Path, tmp_path: Path, tiny_weights: Path) -> None:
+    (tmp_path / "one").mkdir()
+    one = predict_raster(tiny_weights, scene, tmp_path / "one", tile_size=64)
+    many = predict_raster(tiny_weights, scene, client=client, tile_size=64)
+    assert many.output.read_bytes() == one.output.read_bytes()
+
+
+def test_what_goes_to_a_worker_is_small(scene: Path) -> None:
+    """No pixels: a name, options, and which rows."""
+    task = BandTask(str(scene), scene, PredictOptions(), {"weights": "cd" * 32}, Band(0, 100_000))
+    assert len(pickle.dumps(task)) < 2000
+
+
+def test_what_is_finished_is_left_as_it_is(client: Any, scene: Path) -> None:
+    first = predict_raster(Touchy(), scene, client=client, **TILES)
+    before = first.output.stat().st_mtime_ns
+    with pytest.raises(OutputExistsError):
+        predict_raster(Touchy(), scene, client=client, **TILES)
+    again = predict_raster(Touchy(), scene, client=client, resume=True, **TILES)
+    assert again.was_there
+    assert first.output.stat().st_mtime_ns == before
+    assert not predict_raster(Touchy(), scene, client=client, overwrite=True, **TILES).was_there
+
+
+def test_a_segmenter_that_does_not_say_what_it_is(client: Any, scene: Path, tmp_path: Path) -> None:
+    segmenter = Touchy()
+    segmenter.sha256 = ""
+    (tmp_path / "one").mkdir()
+    one = predict_raster(segmenter, scene, tmp_path / "one", **TILES)
+    many = predict_raster(segmenter, scene, client=client, **TILES)
+    assert many.output.read_bytes() == one.output.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"), [({"band_rows": 0}, "at least 1 row"), ({"stall_seconds": 0.0}, "seconds above 0, got 0")]
+)
+def test_options_that_make_no_sense(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        ClusterOptions(**options)
