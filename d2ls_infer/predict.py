@@ -480,7 +480,7 @@ def provenance(job: Job, options: PredictOptions) -> dict[str, str]:
         "tile_size": options.tile_size,
         "overlap_px": options.overlap_px,
         "blend": options.blend,
-        "dictionary": whose_dictionary(segmenter, job.grid, options.dictionary),
+        "dictionary": whose_dictionary(getattr(segmenter, "observes", None), job.grid, options.dictionary),
         "bands": dict(zip(segmenter.bands, scene.bands, strict=True)),
         "scale": str(options.scale) if options.scale else None,
         "precision": job.precision,

@@ -240,22 +240,22 @@ class InContext(Wrapper):
 
 def in_context(segmenter: Any, rows: ReadRows, grid: TileGrid, dictionary: str) -> Any:
     """The segmenter as it shall score the tiles of a grid; see `whose_dictionary` and `observed`."""
-    if whose_dictionary(segmenter, grid, dictionary) == "tile":
+    if whose_dictionary(getattr(segmenter, "observes", None), grid, dictionary) == "tile":
         return segmenter
     context = observed(segmenter, rows, grid.height, grid.width)
     return segmenter if context is None else InContext(segmenter, context)
 
 
-def whose_dictionary(segmenter: Any, grid: TileGrid, dictionary: str) -> str:
+def whose_dictionary(observes: bool | None, grid: TileGrid, dictionary: str) -> str:
     """ "scene" or "tile": what one of `DICTIONARIES` comes to; "tile" where one tile is all of the scene.
 
-    Raises UsageError for an unknown name, and for a scene's where the segmenter cannot take it.
+    observes: whether the segmenter is made to see a scene, None for one that cannot. Raises UsageError for an unknown
+    name, and for a scene's dictionary where the segmenter cannot take it.
     """
     parse_dictionary(dictionary)
-    made_for_it: bool | None = getattr(segmenter, "observes", None)
-    if dictionary == "scene" and made_for_it is None:
+    if dictionary == "scene" and observes is None:
         raise UsageError("this model takes no dictionary of a scene; try that of each tile")
-    wanted = made_for_it if dictionary == "auto" else dictionary == "scene"
+    wanted = observes if dictionary == "auto" else dictionary == "scene"
     return "scene" if wanted and len(grid) > 1 else "tile"
 
 

@@ -15,12 +15,12 @@ import numpy as np
 import xarray as xr
 
 from d2ls_infer.cluster.pieces import Band, cut
-from d2ls_infer.context import parse_dictionary, row_spans
+from d2ls_infer.context import row_spans
 from d2ls_infer.errors import UsageError
 from d2ls_infer.labels import NODATA
 from d2ls_infer.outputs import STEPS, Finished
 from d2ls_infer.predict import load_segmenter
-from d2ls_infer.segmenter import InContext, Precision, Segmenter, in_context, model_values
+from d2ls_infer.segmenter import InContext, Precision, Segmenter, in_context, model_values, whose_dictionary
 from d2ls_infer.tiling import WINDOWS, Tile, TileGrid, parse_overlap, rows_sharing_batches
 from d2ls_infer.tiling import blend as blend_tiles
 from d2ls_infer.weights import WeightsFile, find_weights
@@ -70,14 +70,17 @@ def predict_dataarray(
         if weights is None
         else partial(loaded, weights, device, precision)
     )
-    whose = parse_dictionary(dictionary)
+    observes = getattr(model, "observes", None) if weights is None else about.shared_dictionary
+    whose = whose_dictionary(observes, grid, dictionary)
     together = rows_sharing_batches(grid, batch_size)
     chunk = chunk_rows or CHUNK_ROWS
     starts = grid.row_starts[::together]
     rows = max(1, round(chunk / (starts[1] - starts[0]))) if len(starts) > 1 else 1
     pixels = dask.array.asarray(array.data)
-    seen = [pixels[:, start:stop].rechunk(-1) for start, stop in row_spans(height, width)]
-    context = dask.delayed(context_of, pure=True)(source, seen, grid, whose)
+    context = None
+    if whose == "scene":
+        seen = [pixels[:, start:stop].rechunk(-1) for start, stop in row_spans(height, width)]
+        context = dask.delayed(context_of, pure=True)(source, seen, grid, dictionary)
     layers = ("labels", "confidence") if confidence else ("labels",)
     parts = []
     for band in cut(Band(0, height), starts, rows):
