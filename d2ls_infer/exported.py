@@ -80,7 +80,7 @@ def export_model(
     *,
     file_format: str,
     precision: Literal["float32", "bfloat16"] = "float32",
-    tile_size: int = 512,
+    tile_size: int = 1024,
     tiles: Sequence[Tensor] = (),
     calibrate: Sequence[Tensor] = (),
     int8: bool = False,

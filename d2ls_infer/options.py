@@ -38,7 +38,7 @@ class PredictOptions(OutputOptions):
     does not fit is refused.
     """
 
-    tile_size: int = 512
+    tile_size: int = 1024
     overlap: int | float | str = 0.25
     blend: str = "hann"
     dictionary: str = "auto"

@@ -152,7 +152,7 @@ def predict_array(
     segmenter: Segmenter,
     array: np.ndarray,
     *,
-    tile_size: int = 512,
+    tile_size: int = 1024,
     overlap: int | float | str = 0.25,
     blend_window: str = "hann",
     batch_size: int = 1,

@@ -315,6 +315,7 @@ def test_the_tags_say_how_a_map_was_made(scene: Path, read_map: ReadMap, fakes: 
         "tile_size": 16,
         "overlap_px": 4,
         "blend": "linear",
+        "dictionary": "tile",
         "bands": {"band 1": 3, "band 2": 2, "band 3": 1},
         "scale": "p2,p98",
         "precision": "bfloat16",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     "--format", "format_", type=click.Choice(["onnx", "openvino", "torch.export"]), required=True,
     help="An .onnx, an .xml with its .bin, or a .pt2.",
 )  # fmt: skip
-@click.option("--tile-size", type=int, default=512, show_default=True, help="Side of the tiles it takes, in pixels.")
+@click.option("--tile-size", type=int, default=1024, show_default=True, help="Side of the tiles it takes, in pixels.")
 @click.option(
     "--precision", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True,
     help="Number type of the network's products; bfloat16 not with onnx.",

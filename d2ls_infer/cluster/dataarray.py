@@ -33,7 +33,7 @@ def predict_dataarray(
     model: Segmenter | str | Path,
     array: xr.DataArray,
     *,
-    tile_size: int = 512,
+    tile_size: int = 1024,
     overlap: int | float | str = 0.25,
     blend: str = "hann",
     dictionary: str = "auto",
