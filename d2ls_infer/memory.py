@@ -36,7 +36,9 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def rows_bytes(grid: TileGrid, scene: Scene, *, classes: int, disagreement: bool, layers: int) -> int:
+def rows_bytes(
+    grid: TileGrid, scene: Scene, *, classes: int, disagreement: bool, layers: int, batch_size: int = 1
+) -> int:
     """What reading, blending and writing take besides the network and polygons. layers: bands of all rasters written.
 
     Planes are float32: the mean of each class, with disagreement its lowest and highest score too, and the weight.
@@ -45,6 +47,12 @@ def rows_bytes(grid: TileGrid, scene: Scene, *, classes: int, disagreement: bool
     rows = grid.tile_height + grid.overlap_px  # while the band moves down, its lower part is there twice
     blended = 4 * planes * rows * grid.width
     read = rows * grid.width * (len(scene.bands) * (1 if scene.as_it_is else 4) + 1)
+    tile = grid.tile_height * grid.tile_width
+    # Tiles that wait, that were put together, and that were read ahead; and what blending one makes on the way.
+    waiting = (3 * batch_size + 1) * tile * (len(scene.bands) * (1 if scene.as_it_is else 4) + 1)
+    waiting += 4 * 4 * classes * tile
     scaled = 0 if scene.as_it_is else 3 * min(READ_BYTES, 8 * len(scene.bands) * grid.tile_height * grid.width)
     written = 2 * 512 * scene.width * layers
-    return int(KEPT * (blended + read + scaled + written + PIECES * PIECE_BYTES + scene.settings["GDAL_CACHEMAX"]))
+    return int(
+        KEPT * (blended + read + waiting + scaled + written + PIECES * PIECE_BYTES + scene.settings["GDAL_CACHEMAX"])
+    )

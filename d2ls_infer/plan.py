@@ -75,7 +75,7 @@ def plan_raster(
             job.segmenter.score(batch).sum().item()  # waits for the device
             seconds = time.perf_counter() - started
         try:
-            memory = peak_bytes() + rows_memory(job, settings)
+            memory = peak_bytes() + rows_memory(job, settings, batch_size)
         except UsageError:
             memory = None
         down, across = len(job.grid.row_starts), len(job.grid.col_starts)

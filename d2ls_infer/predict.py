@@ -411,14 +411,19 @@ def choose_batch(job: Job, options: PredictOptions) -> int:
     if options.max_memory is None:
         return wanted
     batch = sample(job.grid, len(job.segmenter.bands), wanted)
-    return fitting_batch(job.segmenter.score, batch, int(options.max_memory), rows_memory(job, options))
+    return fitting_batch(job.segmenter.score, batch, int(options.max_memory), rows_memory(job, options, wanted))
 
 
-def rows_memory(job: Job, options: PredictOptions) -> int:
-    """Bytes that everything but the network takes while a scene is mapped."""
+def rows_memory(job: Job, options: PredictOptions, batch_size: int) -> int:
+    """Bytes that everything but the network takes while a scene is mapped, so many tiles at once."""
     classes = len(job.segmenter.labels)
     return rows_bytes(
-        job.grid, job.scene, classes=classes, disagreement=options.disagreement, layers=options.layers(classes)
+        job.grid,
+        job.scene,
+        classes=classes,
+        disagreement=options.disagreement,
+        layers=options.layers(classes),
+        batch_size=batch_size,
     )
 
 

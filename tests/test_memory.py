@@ -84,7 +84,7 @@ class Heavy:
         return scores[:, :4].contiguous()
 
 warnings.simplefilter("ignore")
-folder, options = sys.argv[1], {"confidence": True, "disagreement": True}
+folder, options = sys.argv[1], {"tile_size": 512, "confidence": True, "disagreement": True}
 profile = {"driver": "GTiff", "width": 8192, "height": 1500, "count": 3, "dtype": "uint8", "tiled": True}
 with rasterio.open(f"{folder}/wide.tif", "w", compress="deflate", **profile) as dataset:
     dataset.write(np.tile(np.arange(256, dtype=np.uint8), (3, 1500, 32)))
