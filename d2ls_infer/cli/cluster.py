@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -54,6 +55,8 @@ def map_on_cluster(
     """What `map_scenes` gives for all but the client. Raises UsageError where both or neither cluster is named."""
     from d2ls_infer.cluster import map_scenes, open_client
 
+    # Dask sets its own to tell of each worker that comes; --log-level has said how much of other libraries is told.
+    logging.getLogger("distributed").setLevel(logging.getLogger().level)
     with (
         open_client(cluster, devices, band_rows=band_rows, stall_seconds=stall) as (client, how),
         telling(as_json=as_json, quiet=quiet) as tell,
