@@ -68,9 +68,10 @@ def observed(segmenter: Observer, rows: ReadRows, height: int, width: int) -> An
 def crops(rows: ReadRows, height: int, width: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Values and valid pixels of crops that are spread evenly over a scene."""
     wide = min(CROP_PX, width)
+    cols = starts(width, wide, places(height, width)[1])
     for start, stop in row_spans(height, width):
         values, valid = rows(start, stop)
-        for col in starts(width, wide, places(height, width)[1]):
+        for col in cols:
             yield values[:, :, col : col + wide], valid[:, col : col + wide]
 
 

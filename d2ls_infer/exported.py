@@ -21,7 +21,7 @@ from d2ls_infer.errors import D2LSError, OutputExistsError, UsageError, WeightsE
 from d2ls_infer.graphs import RUNTIMES, GraphFile
 from d2ls_infer.manifest import ModelDescription
 from d2ls_infer.options import PredictOptions
-from d2ls_infer.segmenter import D2LSSegmenter, predict_array
+from d2ls_infer.segmenter import D2LSSegmenter, precision_of, predict_array
 from d2ls_infer.tiling import TileGrid
 from d2ls_infer.weights import WeightsFile, load_network, warn_of_terms
 
@@ -157,7 +157,7 @@ def metadata_of(segmenter: D2LSSegmenter, tile_size: int, *, int8: bool) -> dict
         "d2ls_model": segmenter.name,
         "d2ls_weights_sha256": segmenter.sha256,
         "d2ls_tile_size": str(tile_size),
-        "d2ls_precision": "int8" if int8 else str(segmenter.dtype).removeprefix("torch."),
+        "d2ls_precision": "int8" if int8 else precision_of(segmenter),
         "d2ls_input": "raw pixel values, float32, one image: bands, rows, columns",
         "d2ls_output": "probabilities of the classes, float32",
         "labels": json.dumps(list(segmenter.labels.names)),
@@ -209,7 +209,7 @@ def quantised(model: Any, tiles: Sequence[Tensor]) -> Any:
     """An OpenVINO model whose encoder's products run in int8, with ranges taken from raw tiles.
 
     The stem, depth-wise convolutions and all that comes after the encoder stay as they are: of the labels of the
-    bundled `naip`, 97.5 % stayed the same with all in int8, and 99.0 % so.
+    first bundled `naip`, 97.5 % stayed the same with all in int8, and 99.0 % so.
     """
     import nncf
 

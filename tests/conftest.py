@@ -317,3 +317,12 @@ def toys(tmp_path_factory: pytest.TempPathFactory, write_raster: Callable[..., P
     (root / "train.txt").write_text("a\nb\nc\n")
     (root / "val.txt").write_text("d\ne\n")
     return root
+
+
+@pytest.fixture
+def scene_with_holes(tmp_path: Path, write_raster: Callable[..., Path], pixels: Callable[..., np.ndarray]) -> Path:
+    """300 x 70 pixels with holes and rows of nodata, alone in a folder."""
+    array = np.kron(pixels(3, 60, 14), np.ones((1, 5, 5), np.uint8))
+    array[:, 100:140] = 0
+    array[:, :, 20:30] = 0
+    return write_raster(tmp_path / "scene.tif", array, nodata=0)

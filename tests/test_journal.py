@@ -50,12 +50,8 @@ class Slow:
 
 
 @pytest.fixture
-def scene(tmp_path: Path, write_raster: Write, pixels: Pixels) -> Path:
-    """300 x 70 pixels with holes and rows of nodata, alone in a folder."""
-    array = np.kron(pixels(3, 60, 14), np.ones((1, 5, 5), np.uint8))
-    array[:, 100:140] = 0
-    array[:, :, 20:30] = 0
-    return write_raster(tmp_path / "scene.tif", array, nodata=0)
+def scene(scene_with_holes: Path) -> Path:
+    return scene_with_holes
 
 
 @pytest.fixture

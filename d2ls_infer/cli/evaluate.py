@@ -79,7 +79,7 @@ def evaluate(
     from d2ls_infer import report as reports
     from d2ls_infer.evaluate import evaluate as measure
     from d2ls_infer.predict import load_segmenter
-    from d2ls_infer.segmenter import AugmentedSegmenter
+    from d2ls_infer.segmenter import AugmentedSegmenter, precision_of
 
     segmenter = load_segmenter(weights, device=device, precision=precision)  # type: ignore[arg-type]
     with options.progress_bar(dataset, unit="image", quiet=quiet) as bar:
@@ -106,8 +106,8 @@ def evaluate(
         "sha256": weights.sha256,
         **({"reference": weights.reference} if weights.hub else {}),
         "split": split,
-        "protocol": f"tiles of {tile_size} px, overlap {overlap}, blending {blend}, dictionary of the {dictionary}, "
-        f"test-time augmentation {tta}, " + str(segmenter.dtype).removeprefix("torch."),
+        "protocol": f"tiles of {tile_size} px, overlap {overlap}, blending {blend}, dictionary {dictionary}, "
+        f"test-time augmentation {tta}, " + precision_of(segmenter),
     }
     summary = reports.summarise(result, data, about)
     if report is not None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+import signal
 import subprocess
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
@@ -45,3 +48,23 @@ def run_d2ls() -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture
+def scene_alone(tmp_path: Path, write_raster: Callable[..., Path], pixels: Callable[..., np.ndarray]) -> Path:
+    """Three bands of 400 x 120 pixels, alone in a folder."""
+    folder = tmp_path / "scenes"
+    folder.mkdir()
+    return write_raster(folder / "scene.tif", pixels(3, 400, 120))
+
+
+@pytest.fixture(autouse=True)
+def same_signals_and_levels() -> Iterator[None]:
+    """The command changes them for its process, which here is that of all tests."""
+    handler = signal.getsignal(signal.SIGTERM)
+    loggers = [logging.getLogger(name) for name in (None, "d2ls_infer", "distributed")]
+    levels = [logger.level for logger in loggers]
+    yield
+    signal.signal(signal.SIGTERM, handler)
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)

@@ -8,34 +8,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from click.testing import Result
 
 D2LS = Callable[..., Result]
-Write = Callable[..., Path]
-Pixels = Callable[..., np.ndarray]
 
 pytest.importorskip("distributed")
 
 
 @pytest.fixture
-def scene(tmp_path: Path, write_raster: Write, pixels: Pixels) -> Path:
-    """Three bands of 400 x 120 pixels, alone in a folder."""
-    folder = tmp_path / "scenes"
-    folder.mkdir()
-    return write_raster(folder / "scene.tif", pixels(3, 400, 120))
-
-
-@pytest.fixture(autouse=True)
-def same_signals() -> Iterator[None]:
-    """The command changes them for its process, which here is that of all tests."""
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, handler)
+def scene(scene_alone: Path) -> Path:
+    return scene_alone
 
 
 def test_lines_of_json_tell_of_the_run(d2ls: D2LS, scene: Path, tmp_path: Path, tiny_weights: Path) -> None:

@@ -3,40 +3,22 @@
 from __future__ import annotations
 
 import json
-import logging
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from click.testing import Result
 
 D2LS = Callable[..., Result]
-Write = Callable[..., Path]
-Pixels = Callable[..., np.ndarray]
 
 
 @pytest.fixture
-def scene(tmp_path: Path, write_raster: Write, pixels: Pixels) -> Path:
-    """Three bands of 400 x 120 pixels, alone in a folder."""
-    folder = tmp_path / "scenes"
-    folder.mkdir()
-    return write_raster(folder / "scene.tif", pixels(3, 400, 120))
-
-
-@pytest.fixture(autouse=True)
-def same_signals_and_levels() -> Iterator[None]:
-    """The command changes them for its process, which here is that of all tests."""
-    handler, loggers = signal.getsignal(signal.SIGTERM), [logging.getLogger(), logging.getLogger("d2ls_infer")]
-    levels = [logger.level for logger in loggers]
-    yield
-    signal.signal(signal.SIGTERM, handler)
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
+def scene(scene_alone: Path) -> Path:
+    return scene_alone
 
 
 # What a run would do

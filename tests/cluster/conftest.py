@@ -10,7 +10,6 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 dask = pytest.importorskip("dask")
@@ -18,8 +17,6 @@ pytest.importorskip("distributed")
 
 sys.path.insert(0, str(Path(__file__).parent))  # which workers take over: they import the toys from here
 
-Write = Callable[..., Path]
-Pixels = Callable[..., np.ndarray]
 
 dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
 
@@ -50,12 +47,8 @@ def client() -> Iterator[Any]:
 
 
 @pytest.fixture
-def scene(tmp_path: Path, write_raster: Write, pixels: Pixels) -> Path:
-    """300 x 70 pixels with holes and rows of nodata, alone in a folder."""
-    array = np.kron(pixels(3, 60, 14), np.ones((1, 5, 5), np.uint8))
-    array[:, 100:140] = 0
-    array[:, :, 20:30] = 0
-    return write_raster(tmp_path / "scene.tif", array, nodata=0)
+def scene(scene_with_holes: Path) -> Path:
+    return scene_with_holes
 
 
 @pytest.fixture(scope="session")
