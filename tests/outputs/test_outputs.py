@@ -528,7 +528,8 @@ class Noise:
     labels = LabelMap.of(["a", "b", "c"])
     bands = ("red", "green", "blue")
     def score(self, batch):
-        return torch.rand(len(batch), 3, *batch.shape[-2:]).softmax(1)
+        noise = torch.Generator().manual_seed(0)  # the same each time: so are the sizes
+        return torch.rand(len(batch), 3, *batch.shape[-2:], generator=noise).softmax(1)
 
 options = dict(confidence=True, probabilities=True, report=".html", preview=".png", stac=True, overwrite=True)
 torch.set_num_threads(1)
