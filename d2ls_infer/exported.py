@@ -80,7 +80,7 @@ def export_model(
     *,
     file_format: str,
     precision: Literal["float32", "bfloat16"] = "float32",
-    tile_size: int = 1024,
+    tile_size: int | None = None,
     tiles: Sequence[Tensor] = (),
     calibrate: Sequence[Tensor] = (),
     int8: bool = False,
@@ -88,11 +88,13 @@ def export_model(
 ) -> Agreement | None:
     """Write a model as a file for tiles of one size, and compare it on `tiles`; None where there are none.
 
-    precision: the types of products that stand in the file. tiles: each (1, bands, tile_size, tile_size), raw pixel
-    values. int8: of an OpenVINO file's encoder, with ranges taken from the tiles of `calibrate`. Raises UsageError for
-    what makes no sense or is not installed, OutputExistsError, and D2LSError for a network that cannot be exported.
+    precision: the types of products that stand in the file. tile_size: by default the model's. tiles: each (1, bands,
+    tile_size, tile_size), raw pixel values. int8: of an OpenVINO file's encoder, with ranges taken from the tiles of
+    `calibrate`. Raises UsageError for what makes no sense or is not installed, OutputExistsError, and D2LSError for a
+    network that cannot be exported.
     """
     output = Path(output)
+    tile_size = weights.description.tile_size if tile_size is None else tile_size
     check_export(
         output, file_format=file_format, precision=precision, tile_size=tile_size, int8=int8, overwrite=overwrite
     )
@@ -285,7 +287,7 @@ class ExportedSegmenter:
         self, weights: WeightsFile, *, device: str = "auto", precision: str = "auto", backend: str = "torch"
     ) -> None:
         graph = GraphFile.of(weights.path)
-        self.backend, self.dtype, self.tile_size = RUNTIMES[weights.path.suffix], graph.precision, graph.tile_size
+        self.backend, self.dtype = RUNTIMES[weights.path.suffix], graph.precision
         if backend not in ("torch", "auto", self.backend):
             raise UsageError(f"{weights.path} is for {self.backend}, not for {backend}; leave out --backend")
         if precision not in ("auto", self.dtype):
@@ -294,6 +296,7 @@ class ExportedSegmenter:
         check_backend(self.backend, self.device, torch.float32)
         self.description, self.name = graph.description, weights.name
         self.sha256, self.reference = weights.sha256, weights.reference
+        self.tile_size = self.description.tile_size
         self.labels, self.bands, self.gsd_m = self.description.labels, self.description.bands, self.description.gsd_m
         self.value_range = self.description.value_range
         try:
@@ -316,4 +319,4 @@ class ExportedSegmenter:
 
     def predict(self, array: np.ndarray, **options: Any) -> np.ndarray:
         """(bands, H, W) raw pixel values -> (H, W) uint8 class indices; see `predict_array`."""
-        return predict_array(self, array, **{"tile_size": self.tile_size} | options)
+        return predict_array(self, array, **options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -17,12 +17,11 @@ RUNTIMES = {".onnx": "onnxruntime", ".xml": "openvino"}
 
 @dataclass(frozen=True)
 class GraphFile:
-    """An exported model: of which weights, for tiles of which side (pixels), in which types of products."""
+    """An exported model: of which weights, in which types of products. The tiles it takes are what it describes."""
 
     path: Path
     description: ModelDescription
     model: str
-    tile_size: int
     precision: str
 
     @classmethod
@@ -30,11 +29,11 @@ class GraphFile:
         """Raises WeightsError for a file that is damaged or not from here, UsageError where its runtime is missing."""
         metadata = read_metadata(path)
         try:
+            description = ModelDescription.from_dict(json.loads(metadata["d2ls"]))
             return cls(
                 path,
-                ModelDescription.from_dict(json.loads(metadata["d2ls"])),
+                replace(description, tile_size=int(metadata["d2ls_tile_size"])),
                 metadata["d2ls_model"],
-                int(metadata["d2ls_tile_size"]),
                 metadata["d2ls_precision"],
             )
         except KeyError as error:

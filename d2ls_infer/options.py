@@ -6,14 +6,15 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from d2ls_infer.context import parse_dictionary
 from d2ls_infer.errors import UsageError
 from d2ls_infer.memory import parse_bytes
 from d2ls_infer.outputs import OutputOptions
 from d2ls_infer.raster import Cut, ResampledScene, Scale, Scene, parse_bands, parse_nodata, parse_scale
-from d2ls_infer.segmenter import TTA
-from d2ls_infer.tiling import WINDOWS, TileGrid, parse_overlap
+from d2ls_infer.segmenter import TTA, tiles_of
+from d2ls_infer.tiling import WINDOWS, TileGrid
 
 GSD_ROUNDING = 0.05
 """Pixels that are so little larger or smaller than asked for are left as they are: to resample them would only blur."""
@@ -23,14 +24,15 @@ GSD_ROUNDING = 0.05
 class PredictOptions(OutputOptions):
     """How a scene is mapped, and into what (see `OutputOptions`). Raises UsageError for values that make no sense.
 
-    tile_size: side of a tile in pixels. overlap: pixels (a whole number) or a share of the tile (below 1, or "25%").
-    blend: hann, gaussian, linear, or none (the centres of the tiles, cut). dictionary: whose class embeddings tiles are
-    scored by: those of the "scene", seen in a few crops of it, each "tile"'s own, or "auto": the scene's, if the model
-    was trained for that. batch_size: tiles scored at once; by default 1 on a CPU and 8 elsewhere, "auto" tries what is
-    fastest. bands: the scene's bands for the model's, as numbers from 1 or names, "4,1,2" or "nir,red,green"; by
-    default those that the file marks as the model's, else the first ones that are not alpha. scale: raw values or
-    percentiles that become the model's value range, "0,10000" or "p2,p98"; by default values are taken as they are.
-    nodata: a value in place of the file's own, or "none": all finite values are valid.
+    tile_size: side of a tile in pixels; by default what the model is best mapped by. overlap: pixels (a whole number)
+    or a share of the tile (below 1, or "25%"). blend: hann, gaussian, linear, or none (the centres of the tiles, cut).
+    dictionary: whose class embeddings tiles are scored by: those of the "scene", seen in a few crops of it, each
+    "tile"'s own, or "auto": the scene's, if the model was trained for that. batch_size: tiles scored at once; by
+    default 1 on a CPU and 8 elsewhere, "auto" tries what is fastest. bands: the scene's bands for the model's, as
+    numbers from 1 or names, "4,1,2" or "nir,red,green"; by default those that the file marks as the model's, else the
+    first ones that are not alpha. scale: raw values or percentiles that become the model's value range, "0,10000" or
+    "p2,p98"; by default values are taken as they are. nodata: a value in place of the file's own, or "none": all finite
+    values are valid.
 
     window, bbox with bbox_crs, or aoi: the part of the scene to map, see `Cut`. gsd: the ground sampling distance to
     read the scene at, metres or "auto" for the model's; the map is on the scene's own grid all the same. tta: test-time
@@ -38,7 +40,7 @@ class PredictOptions(OutputOptions):
     does not fit is refused.
     """
 
-    tile_size: int = 1024
+    tile_size: int | None = None
     overlap: int | float | str = 0.25
     blend: str = "hann"
     dictionary: str = "auto"
@@ -57,12 +59,11 @@ class PredictOptions(OutputOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "tile_size", operator.index(self.tile_size))
+        if self.tile_size is not None:
+            object.__setattr__(self, "tile_size", operator.index(self.tile_size))
         if self.batch_size is not None:
             object.__setattr__(self, "batch_size", parse_batch_size(self.batch_size))
-        if self.tile_size < 1:
-            raise UsageError(f"tile size must be at least 1 pixel, got {self.tile_size}; try 512")
-        TileGrid(self.tile_size, self.tile_size, self.tile_size, self.overlap_px)
+        self.grid(1, 1, None)
         if self.blend not in WINDOWS:
             raise UsageError(f"unknown blending window {self.blend!r}; known are {', '.join(WINDOWS)}")
         parse_dictionary(self.dictionary)
@@ -85,9 +86,9 @@ class PredictOptions(OutputOptions):
             raise UsageError(f"unknown test-time augmentation {self.tta!r}; known are {', '.join(TTA)}")
         object.__setattr__(self, "cut", Cut.of(self.window, self.bbox, self.bbox_crs, self.aoi))
 
-    @property
-    def overlap_px(self) -> int:
-        return parse_overlap(self.overlap, self.tile_size)
+    def grid(self, height: int, width: int, about: Any) -> TileGrid:
+        """The tiles of a scene for a segmenter, or its description."""
+        return tiles_of(about, height, width, self.tile_size, self.overlap)
 
     def files(self, output: Path) -> dict[str, Path]:
         """Every file that is asked for, by what it holds. Raises UsageError for clashes, with what is read too."""

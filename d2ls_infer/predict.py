@@ -46,7 +46,7 @@ from d2ls_infer.segmenter import (
     precision_of,
     whose_dictionary,
 )
-from d2ls_infer.tiling import Rows, Tile, TileGrid, blend, rows_sharing_batches
+from d2ls_infer.tiling import Around, Rows, Tile, TileGrid, blend, rows_sharing_batches
 from d2ls_infer.weights import WeightsFile, find_weights, load_network, warn_of_terms
 
 log = logging.getLogger(__name__)
@@ -249,7 +249,7 @@ def prepared(
     output = Path(output)
     check_outputs(output, options, source=str(source), overwrite=overwrite)
     with checked(known, source, output, options, overwrite=overwrite) as (scene, view):
-        grid = TileGrid(view.height, view.width, options.tile_size, options.overlap_px)
+        grid = options.grid(view.height, view.width, known)
         segmenter: Any = model if weights is None else load_segmenter(weights)
         if isinstance(segmenter, D2LSSegmenter):
             segmenter.settle(grid.tile_height, grid.tile_width)
@@ -316,12 +316,13 @@ def finish_rows(
     known: int = 0,
     seeing: Callable[[Iterable[Any]], Iterable[Any]] = iter,
     progress: Progress | None = None,
+    around: Around | None = None,
 ) -> int:
     """Hand the scene's finished rows from `first` to `last`, all by default, to `write`, from top to bottom.
 
     A few rows above and below may come too, and mean nothing, as do those above `known`, which an earlier run has
     finished. The others are the same to the last bit, whichever part they are made in; only tiles that touch the part
-    are read. seeing: looks at the tiles as they are read.
+    are read. seeing: looks at the tiles as they are read. around: see `blend`.
 
     Gives how many tiles had no valid pixel: of those that begin in the part, so that each tile counts in one alone.
     """
@@ -329,9 +330,7 @@ def finish_rows(
     last = job.scene.height if last is None else last
     low, high = view.needs(first, last)
     below = view.needs(last, last + 1)[0] if last < job.scene.height else grid.height
-    top, bottom = grid.touching(low, high)
-    together = rows_sharing_batches(grid, batch_size)
-    tile_rows = slice(top // together * together, -(-bottom // together) * together)
+    tile_rows = slice(*grid.touching(low, high, rows_sharing_batches(grid, batch_size)))
     starts = grid.row_starts[tile_rows]
     job.scene.counted_rows = slice(first, last)
     empty = 0
@@ -361,6 +360,7 @@ def finish_rows(
             device=job.device,
             disagreement=options.disagreement,
             first_row=view.needs(max(first, known), last)[0],
+            around=around,
         )
         read_rows = rows_above(starts[-1] + grid.tile_height, blended)
         for rows in view.restored(read_rows, first_row=max(first, known)):
@@ -431,6 +431,7 @@ def run_key(job: Job, options: PredictOptions) -> dict[str, Any]:
     """All that a map's bytes depend on, but for the number of threads."""
     about = {field.name: str(getattr(options, field.name)) for field in fields(options)}
     del about["cut"], about["max_memory"]  # what comes of them is told by others
+    about |= {"tile_size": str(job.grid.size), "overlap": str(job.grid.overlap_px)}
     return {
         "scene": [stamps(job.scene, options.aoi), job.scene.width, job.scene.height],
         "weights": str(getattr(job.segmenter, "sha256", "")),
@@ -482,8 +483,8 @@ def provenance(job: Job, options: PredictOptions) -> dict[str, str]:
     """The tags that say how a map was made."""
     segmenter, scene = job.segmenter, job.scene
     settings: dict[str, Any] = {
-        "tile_size": options.tile_size,
-        "overlap_px": options.overlap_px,
+        "tile_size": job.grid.size,
+        "overlap_px": job.grid.overlap_px,
         "blend": options.blend,
         "dictionary": whose_dictionary(getattr(segmenter, "observes", None), job.grid, options.dictionary),
         "bands": dict(zip(segmenter.bands, scene.bands, strict=True)),

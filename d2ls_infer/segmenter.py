@@ -21,6 +21,9 @@ from d2ls_infer.tiling import TileGrid, blend, parse_overlap
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 
+TILE_PX = 512
+"""Side of a tile for segmenters that do not say by what tiles they are best mapped."""
+
 
 @runtime_checkable
 class Segmenter(Protocol):
@@ -28,10 +31,10 @@ class Segmenter(Protocol):
 
     labels: the classes, in the order of the scores. bands: names of the bands it takes, in channel order.
 
-    Three attributes may be there besides: `value_range`, (low, high) of the raw pixel values, to which scenes of other
-    types than uint8 are scaled; `device`, where the scores are (the CPU where it is left out); and `gsd_m`, the ground
-    sampling distance it was trained at. One that wants to see some of a scene before it scores its tiles is an
-    `Observer` too.
+    Four attributes may be there besides: `value_range`, (low, high) of the raw pixel values, to which scenes of other
+    types than uint8 are scaled; `device`, where the scores are (the CPU where it is left out); `gsd_m`, the ground
+    sampling distance it was trained at; and `tile_size`, the side in pixels of the tiles that it is best mapped by. One
+    that wants to see some of a scene before it scores its tiles is an `Observer` too.
     """
 
     labels: LabelMap
@@ -76,7 +79,7 @@ class D2LSSegmenter:
         self.description = description
         self.name, self.sha256, self.reference = name, sha256, reference
         self.labels, self.bands, self.value_range = description.labels, description.bands, description.value_range
-        self.gsd_m = description.gsd_m
+        self.gsd_m, self.tile_size = description.gsd_m, description.tile_size
         low, high = description.value_range
         mean, std = (
             torch.tensor(values, device=self.device).view(-1, 1, 1) for values in (description.mean, description.std)
@@ -152,7 +155,7 @@ def predict_array(
     segmenter: Segmenter,
     array: np.ndarray,
     *,
-    tile_size: int = 1024,
+    tile_size: int | None = None,
     overlap: int | float | str = 0.25,
     blend_window: str = "hann",
     batch_size: int = 1,
@@ -173,7 +176,7 @@ def predict_array(
         raise UsageError(f"the model takes whole or real numbers, got {array.dtype}")
     values, valid = model_values(segmenter, array)
     height, width = valid.shape
-    grid = TileGrid(height, width, tile_size, parse_overlap(overlap, tile_size))
+    grid = tiles_of(segmenter, height, width, tile_size, overlap)
     segmenter = in_context(segmenter, lambda start, stop: (values[:, start:stop], valid[start:stop]), grid, dictionary)
     tiles = (
         (tile, (values[:, *where], valid[where]))
@@ -190,6 +193,15 @@ def predict_array(
         device=getattr(segmenter, "device", "cpu"),
     )
     return np.concatenate([decide(part.scores, part.covered) for part in rows])
+
+
+def tiles_of(about: Any, height: int, width: int, tile_size: int | None, overlap: int | float | str) -> TileGrid:
+    """The tiles of a scene for a segmenter, or its description: of the side that is asked for, else the one it states.
+
+    Raises UsageError for a size or an overlap that makes no sense.
+    """
+    size = getattr(about, "tile_size", TILE_PX) if tile_size is None else tile_size
+    return TileGrid(height, width, size, parse_overlap(overlap, size))
 
 
 def model_values(segmenter: Segmenter, array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -220,7 +232,7 @@ class Wrapper:
     def __init__(self, segmenter: Any) -> None:
         self.segmenter = segmenter
         self.labels, self.bands = segmenter.labels, segmenter.bands
-        for name in ("value_range", "gsd_m", "device", "dtype", "name", "sha256", "reference", "backend"):
+        for name in ("value_range", "gsd_m", "tile_size", "device", "dtype", "name", "sha256", "reference", "backend"):
             if hasattr(segmenter, name):
                 setattr(self, name, getattr(segmenter, name))
 

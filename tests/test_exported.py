@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from d2ls_infer import backends, load_model, predict_raster
 from d2ls_infer.cli import main
 from d2ls_infer.errors import OutputExistsError, UsageError, WeightsError
 from d2ls_infer.exported import ENDINGS, Agreement, check_export, export_model, sample_tiles
-from d2ls_infer.graphs import GraphFile, read_metadata
+from d2ls_infer.graphs import read_metadata
 from d2ls_infer.manifest import ModelDescription
 from d2ls_infer.raster import read_array
 from d2ls_infer.weights import find_weights
@@ -65,13 +66,14 @@ def test_the_command_tells_how_far_labels_are_the_same(graph: tuple[Path, str]) 
 def test_a_file_says_what_it_is(graph: tuple[Path, str], tiny_weights: Path) -> None:
     found, weights = read_metadata(graph[0]), find_weights(tiny_weights)
     assert ModelDescription.from_dict(json.loads(found["d2ls"])) == weights.description
+    assert find_weights(graph[0]).description == replace(weights.description, tile_size=SIDE)
     assert json.loads(found["labels"]) == list(weights.description.labels.names)
     assert json.loads(found["bands"]) == ["red", "green", "blue"]
     assert json.loads(found["value_range"]) == [0, 255]
     assert json.loads(found["gsd_m"]) is None
     assert found["license"] == "CC0-1.0"
     assert found["d2ls_weights_sha256"] == weights.sha256
-    assert GraphFile.of(graph[0]).tile_size == SIDE
+    assert load_model(graph[0]).tile_size == SIDE
 
 
 def test_raw_values_in_probabilities_out(graph: tuple[Path, str], tiny_weights: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 import torch
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from d2ls_infer import D2LSSegmenter, Segmenter, load_model, predict_raster
 from d2ls_infer.errors import UsageError
@@ -22,7 +26,9 @@ from d2ls_infer.segmenter import (
     choose_dtype,
     decide,
     predict_array,
+    tiles_of,
 )
+from d2ls_infer.tiling import TileGrid
 
 Write = Callable[..., Path]
 Pixels = Callable[..., np.ndarray]
@@ -50,7 +56,34 @@ def test_a_model_tells_what_it_is(model: D2LSSegmenter, tiny_weights: Path) -> N
     assert model.bands == ("red", "green", "blue")
     assert model.value_range == (0.0, 255.0)
     assert model.device == torch.device("cpu")
+    assert model.tile_size == 512
     assert not model.network.training
+
+
+def test_tiles_are_those_that_a_model_is_best_mapped_by(
+    model: D2LSSegmenter, tiny_weights: Path, fakes: SimpleNamespace, tmp_path: Path, write_raster: Write
+) -> None:
+    """Whoever asks for no size has them, from a file of weights too; a segmenter that says nothing has the usual."""
+    shared = replace(model.description, shared_dictionary=True)
+    assert shared.tile_size == 1024
+    stated = D2LSSegmenter(model.network, replace(shared, tile_size=96), name="stated", sha256="")
+    for segmenter, side in (
+        (model, 512),
+        (stated, 96),
+        (fakes.Constant(), 512),
+        (AugmentedSegmenter(stated, "d4"), 96),
+    ):
+        assert tiles_of(segmenter, 2000, 3000, None, 0.25) == TileGrid(2000, 3000, side, side // 4)
+        assert tiles_of(segmenter, 2000, 3000, 64, 8) == TileGrid(2000, 3000, 64, 8)
+    scene = write_raster(tmp_path / "scene.tif", np.ones((3, 200, 190), np.uint8))
+    assert predict_raster(stated, scene, tmp_path / "stated.tif").tiles == 9
+    with rasterio.open(tmp_path / "stated.tif") as made:
+        assert json.loads(made.tags()["D2LS_OPTIONS"])["tile_size"] == 96
+    with safe_open(tiny_weights, "np") as file:
+        metadata = file.metadata()
+    described = json.loads(metadata["d2ls"]) | {"tile_size": 160}
+    save_file(load_file(tiny_weights), tmp_path / "own.safetensors", metadata | {"d2ls": json.dumps(described)})
+    assert predict_raster(tmp_path / "own.safetensors", scene, tmp_path / "own.tif").tiles == 4
 
 
 # Scores

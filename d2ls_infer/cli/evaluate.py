@@ -47,7 +47,7 @@ def evaluate(
     offline: bool,
     split: str | None,
     classes: Path | None,
-    tile_size: int,
+    tile_size: int | None,
     overlap: str,
     blend: str,
     dictionary: str,
@@ -106,8 +106,8 @@ def evaluate(
         "sha256": weights.sha256,
         **({"reference": weights.reference} if weights.hub else {}),
         "split": split,
-        "protocol": f"tiles of {tile_size} px, overlap {overlap}, blending {blend}, dictionary {dictionary}, "
-        f"test-time augmentation {tta}, " + precision_of(segmenter),
+        "protocol": f"tiles of {tile_size or segmenter.tile_size} px, overlap {overlap}, blending {blend}, "
+        f"dictionary {dictionary}, test-time augmentation {tta}, " + precision_of(segmenter),
     }
     summary = reports.summarise(result, data, about)
     if report is not None:

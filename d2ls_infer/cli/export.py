@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     "--format", "format_", type=click.Choice(["onnx", "openvino", "torch.export"]), required=True,
     help="An .onnx, an .xml with its .bin, or a .pt2.",
 )  # fmt: skip
-@click.option("--tile-size", type=int, default=1024, show_default=True, help="Side of the tiles it takes, in pixels.")
+@click.option(
+    "--tile-size", type=int, help="Side of the tiles it takes, in pixels.  [default: as the model is best mapped by]"
+)
 @click.option(
     "--precision", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True,
     help="Number type of the network's products; bfloat16 not with onnx.",
@@ -41,7 +43,7 @@ def export(
     manifest: Path | None,
     offline: bool,
     format_: str,
-    tile_size: int,
+    tile_size: int | None,
     precision: str,
     int8: bool,
     calibrate: tuple[str, ...],
@@ -63,6 +65,7 @@ def export(
     from d2ls_infer.exported import ENDINGS, check_export, export_model, sample_tiles
     from d2ls_infer.raster import find_scenes
 
+    tile_size = weights.description.tile_size if tile_size is None else tile_size
     output = output or Path(weights.name + ENDINGS[format_])
     check_export(output, file_format=format_, precision=precision, tile_size=tile_size, int8=int8, overwrite=overwrite)
     learnt = find_scenes(calibrate) if calibrate else []

@@ -49,7 +49,9 @@ def tiles(command: Command) -> Command:
         click.option(
             "--overlap", default="0.25", show_default=True, help="Of neighbouring tiles: pixels, or a share of a tile."
         ),
-        click.option("--tile-size", type=int, default=1024, show_default=True, help="Side of a tile in pixels."),
+        click.option(
+            "--tile-size", type=int, help="Side of a tile in pixels.  [default: as the model is best mapped by]"
+        ),
     ):
         command = option(command)
     return command

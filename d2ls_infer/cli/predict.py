@@ -66,7 +66,7 @@ def predict(
     manifest: Path | None,
     offline: bool,
     output_text: str | None,
-    tile_size: int,
+    tile_size: int | None,
     overlap: str,
     blend: str,
     dictionary: str,

@@ -20,8 +20,8 @@ from d2ls_infer.errors import UsageError
 from d2ls_infer.labels import NODATA
 from d2ls_infer.outputs import STEPS, Finished
 from d2ls_infer.predict import load_segmenter
-from d2ls_infer.segmenter import InContext, Precision, Segmenter, in_context, model_values, whose_dictionary
-from d2ls_infer.tiling import WINDOWS, Tile, TileGrid, parse_overlap, rows_sharing_batches
+from d2ls_infer.segmenter import InContext, Precision, Segmenter, in_context, model_values, tiles_of, whose_dictionary
+from d2ls_infer.tiling import WINDOWS, Tile, TileGrid, rows_sharing_batches
 from d2ls_infer.tiling import blend as blend_tiles
 from d2ls_infer.weights import WeightsFile, find_weights
 
@@ -33,7 +33,7 @@ def predict_dataarray(
     model: Segmenter | str | Path,
     array: xr.DataArray,
     *,
-    tile_size: int = 1024,
+    tile_size: int | None = None,
     overlap: int | float | str = 0.25,
     blend: str = "hann",
     dictionary: str = "auto",
@@ -64,7 +64,7 @@ def predict_dataarray(
     if chunk_rows is not None and chunk_rows < 1:
         raise UsageError(f"a chunk has at least 1 row, got {chunk_rows}")
     height, width = array.shape[1:]
-    grid = TileGrid(height, width, tile_size, parse_overlap(overlap, tile_size))
+    grid = tiles_of(about, height, width, tile_size, overlap)
     source = (
         dask.delayed(model, pure=True, traverse=False)
         if weights is None
@@ -84,7 +84,7 @@ def predict_dataarray(
     layers = ("labels", "confidence") if confidence else ("labels",)
     parts = []
     for band in cut(Band(0, height), starts, rows):
-        top, bottom = tile_rows_of(grid, band, batch_size)
+        top, bottom = grid.touching(*band, rows_sharing_batches(grid, batch_size))
         first, last = grid.row_starts[top], grid.row_starts[bottom - 1] + grid.tile_height
         task = dask.delayed(map_rows, pure=True)(
             source,
@@ -139,13 +139,6 @@ def loaded(weights: WeightsFile, device: str, precision: Precision) -> Segmenter
         return LOADED[key]
 
 
-def tile_rows_of(grid: TileGrid, band: Band, batch_size: int) -> tuple[int, int]:
-    """The rows of tiles, first and one after the last, that a band is made of."""
-    together = rows_sharing_batches(grid, batch_size)
-    top, bottom = grid.touching(*band)
-    return top // together * together, min(len(grid.row_starts), -(-bottom // together) * together)
-
-
 def context_of(source: Any, seen: list[np.ndarray], grid: TileGrid, dictionary: str) -> Any:
     """What the segmenter makes of the whole array, if it wants to; seen: the rows that are looked at."""
     segmenter: Any = source() if isinstance(source, partial) else source
@@ -173,7 +166,7 @@ def map_rows(
     segmenter: Any = source() if isinstance(source, partial) else source
     segmenter = segmenter if context is None else InContext(segmenter, context)
     values, valid = model_values(segmenter, np.asarray(array))
-    starts = grid.row_starts[slice(*tile_rows_of(grid, band, batch_size))]
+    starts = grid.row_starts[slice(*grid.touching(*band, rows_sharing_batches(grid, batch_size)))]
 
     def tiles() -> Iterator[tuple[Tile, tuple[np.ndarray, np.ndarray]]]:
         for row in starts:

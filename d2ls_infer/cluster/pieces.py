@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from d2ls_infer.cluster.shared import remove_scores
 from d2ls_infer.errors import RasterError
 from d2ls_infer.journal import Journal, key_of, remove_journal
 from d2ls_infer.outputs import Finished
@@ -140,6 +141,7 @@ def remove_pieces(folder: Path) -> None:
     """Remove the pieces, and the folder if nothing else is in it."""
     for band in bands_in(folder):
         remove_journal(folder / f"{name_of(band)}.journal")
+    remove_scores(folder)
     with suppress(OSError):
         folder.rmdir()
 

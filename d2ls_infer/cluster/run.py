@@ -50,7 +50,7 @@ from d2ls_infer.outputs import Outputs, check_outputs
 from d2ls_infer.predict import Job, PredictResult, finished_before, load_segmenter, provenance, run_key
 from d2ls_infer.raster import Cut
 from d2ls_infer.segmenter import Segmenter
-from d2ls_infer.tiling import TileGrid, rows_sharing_batches
+from d2ls_infer.tiling import rows_sharing_batches
 from d2ls_infer.weights import WeightsFile, find_weights
 
 log = logging.getLogger(__name__)
@@ -271,7 +271,7 @@ class Run:
         options = self.options
         with options.open(source, bands=self.about.bands, value_range=self.about.value_range) as scene:
             view = options.seen(scene, self.about.gsd_m)
-            grid = TileGrid(view.height, view.width, options.tile_size, options.overlap_px)
+            grid = options.grid(view.height, view.width, self.about)
             job = Job(self.about, self.about.name, scene, view, grid, output)
             tags, folder = provenance(job, options), parts_folder(output)
             if self.resume and not self.overwrite:
@@ -372,7 +372,7 @@ class Run:
         done = [band for band in run.bands.values() if band is not None]
         with options.open(run.source, bands=about.bands, value_range=about.value_range) as scene:
             view = options.seen(scene, about.gsd_m)
-            grid = TileGrid(view.height, view.width, options.tile_size, options.overlap_px)
+            grid = options.grid(view.height, view.width, about)
             outputs = Outputs(
                 run.output,
                 options,

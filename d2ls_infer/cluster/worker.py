@@ -17,6 +17,7 @@ from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.worker import thread_state
 
 from d2ls_infer.cluster.pieces import Band, BandDone, Piece, parts_folder
+from d2ls_infer.cluster.shared import SharedScores
 from d2ls_infer.errors import D2LSError, UsageError, WeightsError
 from d2ls_infer.journal import differences
 from d2ls_infer.labels import LabelMap
@@ -24,8 +25,8 @@ from d2ls_infer.options import PredictOptions
 from d2ls_infer.outputs import Finished
 from d2ls_infer.outputs.options import RASTERS
 from d2ls_infer.predict import Job, Stopwatch, choose_batch, finish_rows, prepared, run_key
-from d2ls_infer.segmenter import Segmenter, precision_of
-from d2ls_infer.tiling import Rows
+from d2ls_infer.segmenter import TILE_PX, Segmenter, precision_of
+from d2ls_infer.tiling import Around, Rows, rows_sharing_batches
 from d2ls_infer.weights import WeightsFile, find_weights
 
 SECONDS_BETWEEN_NEWS = 0.5
@@ -62,6 +63,7 @@ class About:
     bands: tuple[str, ...]
     value_range: tuple[float, float] | None
     gsd_m: float | None
+    tile_size: int
     sha256: str
     reference: str
     device: str
@@ -77,6 +79,7 @@ class About:
             bands=tuple(segmenter.bands),
             value_range=getattr(segmenter, "value_range", None),
             gsd_m=getattr(segmenter, "gsd_m", None),
+            tile_size=getattr(segmenter, "tile_size", TILE_PX),
             sha256=str(getattr(segmenter, "sha256", "")),
             reference=str(getattr(segmenter, "reference", "")),
             device=str(getattr(segmenter, "device", "cpu")),
@@ -109,6 +112,7 @@ class Model(WorkerPlugin):  # type: ignore[misc]
         self.segmenter: Any = None
         self.scene: tuple[str, Path, PredictOptions] | None = None
         self.opened = ExitStack()
+        self.shared: SharedScores | None = None
         if self.threads is not None:
             torch.set_num_threads(self.threads)
 
@@ -196,7 +200,15 @@ class Model(WorkerPlugin):  # type: ignore[misc]
                 tell(done, total)
 
             skipped = finish_rows(
-                job, options, write, watch=watch, first=first, last=last, known=known, progress=progress
+                job,
+                options,
+                write,
+                watch=watch,
+                first=first,
+                last=last,
+                known=known,
+                progress=progress,
+                around=self.handing_over(job, task),
             )
             done = BandDone(
                 tiles=tiles,
@@ -208,6 +220,21 @@ class Model(WorkerPlugin):  # type: ignore[misc]
             )
             piece.finish(done)
             return done
+
+    def handing_over(self, job: Job, task: BandTask) -> Around:
+        """What takes and keeps the scores that the bands above and below need too."""
+        if self.shared is None:
+            self.shared = SharedScores(job.device)
+        grid, height, (first, last) = job.grid, job.scene.height, task.band
+        together = rows_sharing_batches(grid, int(task.options.batch_size or 1))
+
+        def tile_rows(first: int, last: int) -> set[int]:
+            return set(range(*grid.touching(*job.view.needs(first, last), together)))
+
+        above = tile_rows(first - 1, first) if first > 0 else set()
+        below = tile_rows(last, last + 1) if last < height else set()
+        rows = {grid.row_starts[index] for index in tile_rows(first, last) & (above | below)}
+        return self.shared.of(parts_folder(task.output), task.key, rows)
 
 
 class News:

@@ -161,7 +161,7 @@ def measure_seams(
         settings = replace(settings, window=middle(*size))
     with settings.open(source, **takes) as scene:
         view = settings.seen(scene, getattr(about, "gsd_m", None))
-        asked, cut = tilings(view.height, view.width, settings, shifts)
+        asked, cut = tilings(settings.grid(view.height, view.width, about), settings.blend, shifts)
         segmenter: Any = model if weights is None else load_segmenter(weights)
         segmenter = segmenter if settings.tta == "none" else AugmentedSegmenter(segmenter, settings.tta)
         warn_before(scene, segmenter, bands_chosen=settings.bands is not None, gsd_given=settings.gsd is not None)
@@ -175,11 +175,11 @@ def measure_seams(
             source=str(source),
             model=name,
             sha256=str(getattr(segmenter, "sha256", "")),
-            options=told(settings) | {"precision": precision_of(segmenter)},
+            options=told(settings) | {"tile_size": asked.tile_size} | {"precision": precision_of(segmenter)},
             labels=segmenter.labels,
             scene_size=size,
             part=(scene.part.col, scene.part.row, scene.part.width, scene.part.height),
-            tile_size=settings.tile_size,
+            tile_size=asked.tile_size,
             shifts_px=asked.firsts[1:],
             blended=count_maps(blended, asked),
             raw=count_maps(raw, cut),
@@ -244,12 +244,12 @@ class Tiling:
         )
 
 
-def tilings(height: int, width: int, options: PredictOptions, shifts: Sequence[float]) -> tuple[Tiling, Tiling]:
-    """A part's two ways of tiling: as it was asked for, and without overlap and blending.
+def tilings(whole: TileGrid, blend: str, shifts: Sequence[float]) -> tuple[Tiling, Tiling]:
+    """A part's two ways of tiling: as it was asked for, by the tiles of the whole part, and without overlap.
 
     Raises UsageError where the part is too small, and for shifts that are none.
     """
-    size, overlap_px = options.tile_size, options.overlap_px
+    height, width, size, overlap_px = whole.height, whole.width, whole.size, whole.overlap_px
     step = size - overlap_px
     firsts = (0, *(round(value * step) for value in shifts if 0 < value < 1))
     if not len(set(firsts)) == len(firsts) == len(shifts) + 1 >= 2:
@@ -257,7 +257,7 @@ def tilings(height: int, width: int, options: PredictOptions, shifts: Sequence[f
             f"shifts are different shares, between 0 and 1, of the {step} pixels from tile to tile; "
             f"got {','.join(f'{value:g}' for value in shifts) or 'none'}; try 0.25,0.5,0.75"
         )
-    asked = Tiling(height, width, size, overlap_px, options.blend, firsts)
+    asked = Tiling(height, width, size, overlap_px, blend, firsts)
     least = max(size + max(firsts), 2 * asked.margin) + 1
     if min(height, width) < least:
         raise UsageError(

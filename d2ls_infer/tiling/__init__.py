@@ -1,12 +1,22 @@
 """Tiles of a raster, and the blending of what a segmenter says about each."""
 
-from d2ls_infer.tiling.blend import PIECE_BYTES, WINDOWS, BandBlender, Rows, axis_windows, blend, rows_sharing_batches
+from d2ls_infer.tiling.blend import (
+    PIECE_BYTES,
+    WINDOWS,
+    Around,
+    BandBlender,
+    Rows,
+    axis_windows,
+    blend,
+    rows_sharing_batches,
+)
 from d2ls_infer.tiling.grid import Tile, TileGrid, parse_overlap
 from d2ls_infer.tiling.resample import Resampler, resample_rows
 
 __all__ = [
     "PIECE_BYTES",
     "WINDOWS",
+    "Around",
     "BandBlender",
     "Resampler",
     "Rows",

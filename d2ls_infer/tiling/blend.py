@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +23,10 @@ WINDOWS = (*TAPERS, "none")
 
 PIECE_BYTES = 8 << 20
 """What finished rows may take at a time: whoever works on them needs a few times as much, and not of a whole band."""
+
+
+Around = Callable[[Sequence[Tile], Callable[[], Tensor]], Tensor]
+"""Called with the tiles of a batch and what scores them; gives their scores."""
 
 
 class Rows(NamedTuple):
@@ -144,6 +148,7 @@ def blend(
     device: torch.device | str = "cpu",
     disagreement: bool = False,
     first_row: int = 0,
+    around: Around | None = None,
 ) -> Iterator[Rows]:
     """Score the tiles of a grid in batches and give the blended rows, from top to bottom.
 
@@ -151,7 +156,7 @@ def blend(
     not scored. score: (B, bands, h, w) -> (B, channels, h, w) on `device`; its errors are passed on. disagreement:
     whether the rows also tell how far the tiles differ, see `BandBlender`. first_row: the rows above are known from an
     earlier run: they come too, but mean nothing, and what only they need is not scored. All others are the same to the
-    last bit, since the batches are.
+    last bit, since the batches are. around: stands between a batch and its scores, which may be known from elsewhere.
 
     The tiles may begin at any group of rows of tiles that share batches (see `rows_sharing_batches`), and end after
     one: the rows that no tile outside touches are the same as those of the whole, to the last bit. They begin with the
@@ -169,7 +174,11 @@ def blend(
                 yield from blender.advance(tile.row)
             waiting.clear()
             return
-        scores = score(torch.from_numpy(np.stack([values for _, values, _ in waiting])))
+
+        def scored() -> Tensor:
+            return score(torch.from_numpy(np.stack([values for _, values, _ in waiting])))
+
+        scores = scored() if around is None else around([tile for tile, _, _ in waiting], scored)
         expected = (len(waiting), channels, grid.tile_height, grid.tile_width)
         if scores.shape != expected:
             raise UsageError(f"the segmenter gave scores of shape {tuple(scores.shape)}, not {expected}")

@@ -62,10 +62,14 @@ class TileGrid:
     def tile_width(self) -> int:
         return min(self.size, self.width)
 
-    def touching(self, start: int, stop: int) -> tuple[int, int]:
-        """Which rows of tiles touch the rows `start` to `stop` of the raster: the first, and one after the last."""
+    def touching(self, start: int, stop: int, together: int = 1) -> tuple[int, int]:
+        """Which rows of tiles touch the rows `start` to `stop` of the raster: the first, and one after the last.
+
+        together: whole groups of so many rows of tiles, counted from the top.
+        """
         starts = self.row_starts
-        return bisect_right(starts, start - self.tile_height), bisect_left(starts, stop)
+        first, last = bisect_right(starts, start - self.tile_height), bisect_left(starts, stop)
+        return first // together * together, min(len(starts), -(-last // together) * together)
 
     def __len__(self) -> int:
         return len(self.row_starts) * len(self.col_starts)

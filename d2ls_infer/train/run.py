@@ -44,7 +44,7 @@ SMALL_EPOCH = 1000
 EMA_DECAY = 0.995
 VALIDATIONS = 10
 """How often a run is validated, at most once an epoch."""
-PROTOCOL = "tiles of 1024 px, 25 % overlap, Hann blending, no test-time augmentation, float32"
+PROTOCOL = "25 % overlap, Hann blending, no test-time augmentation, float32"
 IDLE_WARNINGS = (
     "Checkpoint directory .* exists and is not empty",  # the run's settings lie there
     "The '.*_dataloader' does not have many workers",  # the validation's loader gives numbers only
@@ -326,7 +326,8 @@ def measure(
     }
     for short, by_class in (("IoU", scores.iou), ("F1", scores.f1)):
         values |= {f"{short} {name}": value for name, value in zip(model.labels.names, by_class, strict=True)}
-    protocol = f"{PROTOCOL}, dictionary of the scene" if getattr(model, "observes", False) else PROTOCOL
+    scene = ", dictionary of the scene" if getattr(model, "observes", False) else ""
+    protocol = f"tiles of {model.tile_size} px, {PROTOCOL}{scene}"
     return tuple(
         Metric(name=name, value=round(100 * float(value), 2), split=split, protocol=protocol)
         for name, value in values.items()
