@@ -32,7 +32,7 @@ class GraphFile:
             description = ModelDescription.from_dict(json.loads(metadata["d2ls"]))
             return cls(
                 path,
-                replace(description, tile_size=int(metadata["d2ls_tile_size"])),
+                replace(description, stated_tile_size=int(metadata["d2ls_tile_size"])),
                 metadata["d2ls_model"],
                 metadata["d2ls_precision"],
             )

@@ -49,7 +49,7 @@ class ModelDescription:
     value; mean and std: per band, on 0..1 of that range: the network sees ((v - low) / (high - low) - mean) / std.
     gsd_m: ground sampling distance of the training data in metres, None where it varies. note: what a user must know
     beforehand, if anything. shared_dictionary: whether it was trained to score tiles by the dictionary of their scene.
-    tile_size: side in pixels of the tiles that it is best mapped by; by default 1024 where it was trained so, else 512.
+    stated_tile_size: see `tile_size`; None for the usual.
     """
 
     config: Mapping[str, Any]
@@ -65,11 +65,9 @@ class ModelDescription:
     source: str
     note: str = ""
     shared_dictionary: bool = False
-    tile_size: int = None  # type: ignore[assignment]  # a whole number once it is made
+    stated_tile_size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.tile_size is None:
-            object.__setattr__(self, "tile_size", self.usual_tile_size)
         if self.tile_size < 1:
             raise WeightsError(f"tile_size must be at least 1 pixel, got {self.tile_size}")
         if not len(self.bands) == len(self.mean) == len(self.std) > 0:
@@ -90,9 +88,13 @@ class ModelDescription:
             )
 
     @property
-    def usual_tile_size(self) -> int:
-        """Of a model that states none. What a tile's own dictionary is made of should be as much as in training."""
-        return 1024 if self.shared_dictionary else 512
+    def tile_size(self) -> int:
+        """Side in pixels of the tiles that it is best mapped by.
+
+        Where nothing is stated, 1024 with the dictionary of the scene, else 512: a tile's own is to be made of about as
+        much as in training.
+        """
+        return self.stated_tile_size if self.stated_tile_size is not None else 1024 if self.shared_dictionary else 512
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form that `from_dict` reads."""
@@ -111,7 +113,7 @@ class ModelDescription:
             "source": self.source,
             **({"note": self.note} if self.note else {}),
             **({"shared_dictionary": True} if self.shared_dictionary else {}),
-            **({"tile_size": self.tile_size} if self.tile_size != self.usual_tile_size else {}),
+            **({} if self.stated_tile_size is None else {"tile_size": self.stated_tile_size}),
         }
 
     @classmethod
@@ -135,7 +137,7 @@ class ModelDescription:
             "source": reader.take("source", str),
             "note": reader.take("note", str, default=""),
             "shared_dictionary": reader.take("shared_dictionary", bool, default=False),
-            "tile_size": reader.take("tile_size", int, default=None),
+            "stated_tile_size": reader.take("tile_size", int, default=None),
         }
         reader.finish()
         return cls(**description)

@@ -66,7 +66,7 @@ def test_the_command_tells_how_far_labels_are_the_same(graph: tuple[Path, str]) 
 def test_a_file_says_what_it_is(graph: tuple[Path, str], tiny_weights: Path) -> None:
     found, weights = read_metadata(graph[0]), find_weights(tiny_weights)
     assert ModelDescription.from_dict(json.loads(found["d2ls"])) == weights.description
-    assert find_weights(graph[0]).description == replace(weights.description, tile_size=SIDE)
+    assert find_weights(graph[0]).description == replace(weights.description, stated_tile_size=SIDE)
     assert json.loads(found["labels"]) == list(weights.description.labels.names)
     assert json.loads(found["bands"]) == ["red", "green", "blue"]
     assert json.loads(found["value_range"]) == [0, 255]

@@ -328,21 +328,20 @@ def test_note_is_part_of_a_description_where_there_is_one() -> None:
         ModelDescription.from_dict(changed(DESCRIPTION, note=3))
 
 
-def test_tile_size_is_part_of_a_description_where_it_is_not_the_usual() -> None:
+def test_tile_size_is_part_of_a_description_where_it_is_stated() -> None:
     description = ModelDescription.from_dict(DESCRIPTION)
-    for changes, told in (
-        ({}, {}),
-        ({"tile_size": 512}, {}),
-        ({"tile_size": 256}, {"tile_size": 256}),
-        ({"shared_dictionary": True}, {"shared_dictionary": True}),
-        ({"shared_dictionary": True, "tile_size": 512}, {"shared_dictionary": True, "tile_size": 512}),
+    for told, size in (
+        ({}, 512),
+        ({"tile_size": 256}, 256),
+        ({"shared_dictionary": True}, 1024),
+        ({"shared_dictionary": True, "tile_size": 512}, 512),
     ):
-        made = dataclasses.replace(description, **({"tile_size": None} | changes))
-        written = made.to_dict()
-        assert {key: written[key] for key in written.keys() & {"tile_size", "shared_dictionary"}} == told
-        assert ModelDescription.from_dict(written) == made
+        made = ModelDescription.from_dict(changed(DESCRIPTION, **told))
+        assert made.tile_size == size
+        assert made.to_dict() == changed(DESCRIPTION, **told)
+    assert dataclasses.replace(description, shared_dictionary=True).tile_size == 1024
     with pytest.raises(WeightsError, match="tile_size must be at least 1 pixel, got 0"):
-        ModelDescription.from_dict(description.to_dict() | {"tile_size": 0})
+        ModelDescription.from_dict(changed(DESCRIPTION, tile_size=0))
 
 
 # Configs

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from d2ls_infer.errors import UsageError
-from d2ls_infer.seams import SeamReport, measure, measure_seams
+from d2ls_infer.seams import SeamReport, measure, measure_seams, try_overlaps
 from d2ls_infer.seams.counts import BINS, Changes, Lines, count_changes, count_lines, edge_distances, seam_lines
 from d2ls_infer.seams.counts import worst_square as worst
+from d2ls_infer.tiling import TileGrid
 
 Write = Callable[..., Path]
 Pixels = Callable[..., np.ndarray]
@@ -229,6 +230,32 @@ def test_distances_are_in_pixels_that_the_model_sees(
     assert report.raw.compared == (200 - 2 * 24, 200 - 2 * 24)
     assert report.raw.mean_share == 0
     assert (report.example.col, report.example.row) == (48, 48)
+
+
+# The least overlap that is enough
+
+
+def test_the_least_overlap_that_keeps_the_rim_out_is_found(flat: Path, rim: Callable[[int], Any]) -> None:
+    """Tiles of 64 px that are cut between their centres show 8 px of rim until they overlap by 16."""
+    found = try_overlaps(rim(8), flat, 0.0, tile_size=TILE, blend="none", shifts=SHIFTS)
+    assert [trial.overlap_px for trial in found] == [0, 4, 8, 12, 16]
+    shares = [trial.share for trial in found]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[-2] > shares[-1] == 0
+    assert (
+        found[0].share
+        == measure_seams(rim(8), flat, tile_size=TILE, blend="none", shifts=SHIFTS, overlap=0).blended.mean_share
+    )
+    assert found[-1].cost == (len(TileGrid(SIDE, SIDE, TILE, 16)) * TILE**2) / SIDE**2
+    assert len(try_overlaps(rim(8), flat, found[2].share, tile_size=TILE, blend="none", shifts=SHIFTS)) == 3
+
+
+def test_what_no_overlap_reaches_is_told_by_the_last_trial(flat: Path, fakes: SimpleNamespace, rim: Any) -> None:
+    found = try_overlaps(rim(28), flat, 0.0, tile_size=TILE, blend="none", shifts=SHIFTS)
+    assert found[-1].share > 0
+    assert found[-1].overlap_px < TILE
+    with pytest.raises(UsageError, match="nothing to measure"):
+        try_overlaps(fakes.Constant(), flat, 0.0, tile_size=4 * SIDE)
 
 
 # What is told

@@ -66,7 +66,7 @@ def test_tiles_are_those_that_a_model_is_best_mapped_by(
     """Whoever asks for no size has them, from a file of weights too; a segmenter that says nothing has the usual."""
     shared = replace(model.description, shared_dictionary=True)
     assert shared.tile_size == 1024
-    stated = D2LSSegmenter(model.network, replace(shared, tile_size=96), name="stated", sha256="")
+    stated = D2LSSegmenter(model.network, replace(shared, stated_tile_size=96), name="stated", sha256="")
     for segmenter, side in (
         (model, 512),
         (stated, 96),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from d2ls_infer.errors import UsageError
 from d2ls_infer.files import write_whole
 
 if TYPE_CHECKING:
-    from d2ls_infer.seams import SeamReport
+    from d2ls_infer.seams import SeamReport, Trial
     from d2ls_infer.seams.counts import Lines
 
 
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 @click.option(
     "--shifts", default="0.25,0.5,0.75", show_default=True, metavar="SHARE,...",
     help="How far the grids are shifted, of the way from tile to tile; along rows and columns at once.",
+)  # fmt: skip
+@click.option(
+    "--reach", type=click.FloatRange(0, 100), metavar="PERCENT",
+    help="Find instead the overlap with which no more of the pixels change class, at the least cost.",
 )  # fmt: skip
 @click.option("-b", "--batch-size", type=int, help="Tiles at once.  [default: 1 on a CPU, else 8]")
 @options.device
@@ -50,6 +55,7 @@ def seams(
     manifest: Path | None,
     offline: bool,
     shifts: str,
+    reach: float | None,
     device: str,
     precision: str,
     json_file: Path | None,
@@ -65,6 +71,8 @@ def seams(
     tiles also by the distance to the nearest tile edge; and how much more often neighbouring pixels are of two classes
     at seams than 32 pixels beside them.
 
+    With --reach only the first of these is measured, with ever more overlap, until so few pixels change class.
+
     Without --window, --bbox or --aoi the middle of the scene is measured, at most 2048 x 2048 pixels.
     """
     from d2ls_infer.weights import find_weights
@@ -76,6 +84,11 @@ def seams(
     except ValueError as error:
         raise UsageError(f"--shifts are numbers with commas between, got {shifts!r}; try 0.25,0.5,0.75") from error
 
+    if reach is not None:
+        if json_file is not None or picture is not None:
+            raise UsageError("--json and --picture are of one measurement; leave them out, or --reach")
+        del settings["overlap"]
+
     from d2ls_infer.raster import check_output
 
     for file in (json_file, picture):
@@ -85,10 +98,14 @@ def seams(
         check_picture(picture, json_file)
 
     from d2ls_infer.predict import load_segmenter
-    from d2ls_infer.seams import measure_seams
+    from d2ls_infer.seams import measure_seams, try_overlaps
 
     segmenter = load_segmenter(weights, device=device, precision=precision)  # type: ignore[arg-type]
     with options.progress_bar(Path(scene).name, unit="tile", quiet=quiet) as bar:
+        if reach is not None:
+            trials = try_overlaps(segmenter, scene, reach / 100, shifts=shares, progress=bar, **settings)
+            click.echo(show_trials(trials, reach))
+            return
         report = measure_seams(segmenter, scene, shifts=shares, progress=bar, **settings)
     if json_file is not None:
         write_whole(json_file, (json.dumps({"version": __version__, **report.to_dict()}, indent=2) + "\n").encode())
@@ -109,6 +126,19 @@ def check_picture(picture: Path, json_file: Path | None) -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise UsageError("--picture needs matplotlib: pip install 'd2ls-infer[train]'") from error
+
+
+def show_trials(trials: Sequence[Trial], reach: float) -> str:
+    """What was tried, as a table, and what came of it."""
+    rows = [[str(trial.overlap_px), f"{trial.cost:.2f}", percent(trial.share)] for trial in trials]
+    last = trials[-1]
+    told = (
+        f"--overlap {last.overlap_px} reaches {reach:g} % at the least cost"
+        if last.share <= reach / 100
+        else f"no overlap of these reaches {reach:g} %; try a larger --tile-size"
+    )
+    heads = ["overlap, px", "pixels scored for each", "% of pixels that change class"]
+    return "\n".join([options.table(heads, rows, right=range(3)), told])
 
 
 def show(report: SeamReport) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,9 @@ from d2ls_infer.weights import find_weights
 
 SHIFTS = (0.25, 0.5, 0.75)
 """How far grids are shifted, as shares of the way from tile to tile."""
+
+OVERLAPS = (0.0, 0.0625, 0.125, 0.1875, 0.25, 0.375, 0.5, 0.625, 0.75)
+"""What `try_overlaps` tries, as shares of a tile."""
 
 LIMIT_PX = 2048
 """Rows and columns in a scene's middle that are measured where no part is named."""
@@ -143,6 +147,80 @@ def measure_seams(
     Raises UsageError for a part that is too small for two tiles and the shifts along either axis, and for one without
     data; besides, what `predict_raster` raises.
     """
+    with measuring(model, source, **options) as (segmenter, name, scene, settings):
+        view = settings.seen(scene, getattr(segmenter, "gsd_m", None))
+        asked, cut = tilings(settings.grid(view.height, view.width, segmenter), settings.blend, shifts)
+        tiles = len(asked.firsts) * sum(len(tiling.grid) for tiling in {asked, cut})
+        mapper = Mapper(segmenter, scene, settings, progress, tiles=tiles)
+        blended = mapper.maps(asked)
+        raw = blended if cut == asked else mapper.maps(cut)
+        check_data(blended, source)
+        return SeamReport(
+            source=str(source),
+            model=name,
+            sha256=str(getattr(segmenter, "sha256", "")),
+            options=told(settings) | {"tile_size": asked.tile_size} | {"precision": precision_of(segmenter)},
+            labels=segmenter.labels,
+            scene_size=(int(scene.dataset.width), int(scene.dataset.height)),
+            part=(scene.part.col, scene.part.row, scene.part.width, scene.part.height),
+            tile_size=asked.tile_size,
+            shifts_px=asked.firsts[1:],
+            blended=count_maps(blended, asked),
+            raw=count_maps(raw, cut),
+            curve=count_curve(raw, cut, scene),
+            example=mapper.example(blended, raw, asked, cut),
+        )
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What an overlap costs, in pixels that are scored for each of the part, and what share of pixels changes class."""
+
+    overlap_px: int
+    cost: float
+    share: float
+
+
+def try_overlaps(
+    model: Segmenter | str | Path,
+    source: str | Path,
+    reach: float,
+    *,
+    shifts: Sequence[float] = SHIFTS,
+    progress: Progress | None = None,
+    **options: Any,
+) -> tuple[Trial, ...]:
+    """Measure a scene with ever more overlap, until at most a share `reach` of its pixels changes class.
+
+    So the last trial is the overlap that reaches it at the least cost; where its share is above `reach`, none of
+    `OVERLAPS` does. Arguments, and what is raised, as for `measure_seams`, but for `overlap`. progress: of one trial.
+    """
+    trials: list[Trial] = []
+    for overlap in OVERLAPS:
+        with measuring(model, source, **options, overlap=overlap) as (segmenter, _, scene, settings):
+            view = settings.seen(scene, getattr(segmenter, "gsd_m", None))
+            grid = settings.grid(view.height, view.width, segmenter)
+            try:
+                asked, _ = tilings(grid, settings.blend, shifts)
+            except UsageError:
+                if not trials:
+                    raise
+                break  # the part is too small for more
+            mapper = Mapper(segmenter, scene, settings, progress, tiles=len(asked.firsts) * len(asked.grid))
+            maps = mapper.maps(asked)
+            check_data(maps, source)
+            cost = len(grid) * grid.tile_height * grid.tile_width / (grid.height * grid.width)
+            trials.append(Trial(grid.overlap_px, cost, count_maps(maps, asked).mean_share))
+        if trials[-1].share <= reach:
+            break
+    return tuple(trials)
+
+
+@contextmanager
+def measuring(
+    model: Segmenter | str | Path, source: str | Path, **options: Any
+) -> Iterator[tuple[Any, str, Scene, PredictOptions]]:
+    """A segmenter and its name, and the part of the scene that is measured, opened as the options say."""
     settings = PredictOptions(**options)
     unused = ("max_memory", *(f.name for f in fields(OutputOptions)))
     if given := [name for name in unused if getattr(settings, name) != getattr(PredictOptions, name)]:
@@ -160,32 +238,16 @@ def measure_seams(
     if settings.cut == Cut() and max(size) > LIMIT_PX:
         settings = replace(settings, window=middle(*size))
     with settings.open(source, **takes) as scene:
-        view = settings.seen(scene, getattr(about, "gsd_m", None))
-        asked, cut = tilings(settings.grid(view.height, view.width, about), settings.blend, shifts)
         segmenter: Any = model if weights is None else load_segmenter(weights)
         segmenter = segmenter if settings.tta == "none" else AugmentedSegmenter(segmenter, settings.tta)
         warn_before(scene, segmenter, bands_chosen=settings.bands is not None, gsd_given=settings.gsd is not None)
-        tiles = len(asked.firsts) * sum(len(tiling.grid) for tiling in {asked, cut})
-        mapper = Mapper(segmenter, scene, settings, progress, tiles=tiles)
-        blended = mapper.maps(asked)
-        raw = blended if cut == asked else mapper.maps(cut)
-        if not any((labels != NODATA).any() for labels in blended):
-            raise UsageError(f"{source}: no pixel that is compared has data; choose another part by --window")
-        return SeamReport(
-            source=str(source),
-            model=name,
-            sha256=str(getattr(segmenter, "sha256", "")),
-            options=told(settings) | {"tile_size": asked.tile_size} | {"precision": precision_of(segmenter)},
-            labels=segmenter.labels,
-            scene_size=size,
-            part=(scene.part.col, scene.part.row, scene.part.width, scene.part.height),
-            tile_size=asked.tile_size,
-            shifts_px=asked.firsts[1:],
-            blended=count_maps(blended, asked),
-            raw=count_maps(raw, cut),
-            curve=count_curve(raw, cut, scene),
-            example=mapper.example(blended, raw, asked, cut),
-        )
+        yield segmenter, name, scene, settings
+
+
+def check_data(maps: Sequence[np.ndarray], source: str | Path) -> None:
+    """Raise UsageError where nothing is to be compared."""
+    if not any((labels != NODATA).any() for labels in maps):
+        raise UsageError(f"{source}: no pixel that is compared has data; choose another part by --window")
 
 
 def told(settings: PredictOptions) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from d2ls_infer.nn import D2LSConfig
 
 NOT_BELOW_0 = (
     "crops_per_epoch", "warmup_steps", "weight_decay", "clip_norm", "jitter", "seed", "backbone_rate",
-    "dynamic_weight", "static_weight", "contrastive_weight",
+    "dynamic_weight", "static_weight", "contrastive_weight", "consistency",
 )  # fmt: skip
 
 
@@ -37,6 +37,8 @@ class TrainConfig:
     Loss: `dynamic_weight` and `static_weight` (Eq. 2) and `contrastive_weight`; `static_dice` False leaves cross
     entropy alone on the static branch, as the released configurations have it. shared_dictionary: how often a batch is
     taken for one scene whose tiles share their dictionary, see `Decoder`; it prepares a model for `--dictionary scene`.
+    `consistency`, the weight of how far the probabilities of a crop differ from those of a part of it that begins up to
+    half a crop further down and to the right, which is looked at besides where it is not 0.
     Raises UsageError for values that make no sense.
     """
 
@@ -69,6 +71,7 @@ class TrainConfig:
     contrastive_weight: float = 1.0
     static_dice: bool = True
     shared_dictionary: float = 0.0
+    consistency: float = 0.0
 
     seed: int = 42
 

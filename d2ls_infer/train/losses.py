@@ -65,6 +65,11 @@ def region_losses(logits: Tensor, target: Tensor, *, ignore_index: int) -> tuple
     return cross_entropy, ((1 - overlap) * (truth > 0)).mean()
 
 
+def consistency(logits: Tensor, others: Tensor) -> Tensor:
+    """Two (B, N, H, W) of the same pixels, seen in other tiles -> the mean squared distance of their probabilities."""
+    return (logits.float().softmax(1) - others.float().softmax(1)).square().sum(1).mean()
+
+
 def contrastive(dictionary: Tensor) -> Tensor:
     """Dynamic dictionary D0 (B, N, C') -> intra-class spread over inter-class distance (Eq. 5-8)."""
     dictionary = dictionary.float() if dictionary.dtype != torch.float64 else dictionary

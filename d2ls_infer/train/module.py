@@ -18,9 +18,10 @@ from d2ls_infer.evaluate import evaluate
 from d2ls_infer.manifest import ModelDescription
 from d2ls_infer.metrics import ConfusionMatrix
 from d2ls_infer.nn import D2LS
+from d2ls_infer.nn.encoder import STRIDES
 from d2ls_infer.segmenter import D2LSSegmenter
 from d2ls_infer.train.config import TrainConfig
-from d2ls_infer.train.losses import d2ls_loss
+from d2ls_infer.train.losses import consistency, d2ls_loss
 
 
 class D2LSModule(pl.LightningModule):
@@ -66,7 +67,12 @@ class D2LSModule(pl.LightningModule):
         config = self.config
         # Asked for only where it is wanted: a network made for a comparison may have no dictionary.
         how = {"shared": True} if torch.rand(()) < config.shared_dictionary else {}
-        output = self.network(pixels.contiguous(memory_format=torch.channels_last), **how)
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        output = self.network(pixels, **how)
+        shift, part = 0, None
+        if config.consistency:
+            shift = STRIDES[-1] * int(torch.randint(1, max(2, pixels.shape[-1] // (2 * STRIDES[-1]) + 1), ()))
+            part = self.network(pixels[..., shift:, shift:], **how)
         with torch.autocast(self.device.type, enabled=False):  # sums over a batch's pixels need float32
             terms = d2ls_loss(
                 output,
@@ -77,6 +83,9 @@ class D2LSModule(pl.LightningModule):
                 contrastive_weight=config.contrastive_weight,
                 static_dice=config.static_dice,
             )
+            if part is not None:
+                terms["consistency"] = consistency(output.logits[..., shift:, shift:], part.logits)
+                terms["total"] = terms["total"] + config.consistency * terms["consistency"]
         logged = {f"train/{name}": value.detach() for name, value in terms.items()}
         logged["train/learning_rate"] = self.trainer.optimizers[0].param_groups[-1]["lr"]
         self.log_dict(logged, on_step=False, on_epoch=True, sync_dist=True)

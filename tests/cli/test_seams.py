@@ -13,7 +13,7 @@ from click.testing import Result
 
 from d2ls_infer import load_model
 from d2ls_infer.raster import read_array
-from d2ls_infer.seams import measure_seams
+from d2ls_infer.seams import measure_seams, try_overlaps
 
 Run = Callable[..., Result]
 
@@ -55,6 +55,20 @@ def test_tables_numbers_and_picture(d2ls: Run, scene: Path, tiny_weights: Path, 
     assert drawn.shape[1:] == (1200, 1500)
     assert len(np.unique(drawn[:3].reshape(3, -1), axis=1).T) > 100
     assert sorted(path.name for path in tmp_path.iterdir()) == ["scene.tif", "seams.json", "seams.png"]
+
+
+def test_the_overlap_that_is_enough_is_found(d2ls: Run, scene: Path, tiny_weights: Path, tmp_path: Path) -> None:
+    model = load_model(tiny_weights, device="cpu")
+    (trial,) = try_overlaps(model, scene, 1.0, tile_size=64, shifts=(0.25,))
+    enough = seams(d2ls, scene, tiny_weights, "--shifts", "0.25", "--reach", f"{100 * trial.share + 1e-9}")
+    assert enough.exit_code == 0, enough.output
+    assert ["0", "1.54", f"{100 * trial.share:.2f}"] in [line.split() for line in enough.output.splitlines()]
+    assert "--overlap 0 reaches" in enough.output
+    never = seams(d2ls, scene, tiny_weights, "--shifts", "0.25", "--reach", "0")
+    assert "no overlap of these reaches 0 %" in never.output
+    refused = seams(d2ls, scene, tiny_weights, "--reach", "1", "--json", tmp_path / "a.json")
+    assert refused.exit_code == 2
+    assert "--json and --picture are of one measurement" in refused.output
 
 
 def test_a_part_is_named(d2ls: Run, scene: Path, tiny_weights: Path) -> None:

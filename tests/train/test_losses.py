@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from d2ls_infer.nn import TrainingOutput
-from d2ls_infer.train.losses import SMOOTHING, STATIC_WEIGHT, contrastive, d2ls_loss, region_losses
+from d2ls_infer.train.losses import SMOOTHING, STATIC_WEIGHT, consistency, contrastive, d2ls_loss, region_losses
 
 IGNORE = 255
 TERMS = ("dynamic_cross_entropy", "dynamic_dice", "contrastive", "static_cross_entropy", "static_dice", "total")
@@ -211,6 +211,23 @@ def test_contrastive_of_one_class_has_no_distance_and_is_finite() -> None:
 
 def test_contrastive_keeps_float64() -> None:
     assert contrastive(random(2, 3, 4).double()).dtype == torch.float64
+
+
+# Consistency
+
+
+def test_consistency_of_two_pixels_by_hand() -> None:
+    """Sure and opposite in the one, the same in the other: 1² + 1², and nothing."""
+    one, other = torch.tensor([[[[40.0, 3.0]], [[-40.0, 1.0]]]]), torch.tensor([[[[-40.0, 5.0]], [[40.0, 3.0]]]])
+    assert float(consistency(one, other)) == pytest.approx(1.0)
+    assert float(consistency(one, one.half())) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_consistency_is_the_loops(logits: Tensor) -> None:
+    others = random(2, 4, 2, 3, seed=9)
+    pairs = zip(*(labelled_pixels(both, torch.zeros(2, 2, 3)) for both in (logits, others)), strict=True)
+    distances = [sum((p - q) ** 2 for p, q in zip(one, other, strict=True)) for (one, _), (other, _) in pairs]
+    assert float(consistency(logits, others)) == pytest.approx(sum(distances) / len(distances), rel=1e-5)
 
 
 # The whole

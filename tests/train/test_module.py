@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import numpy as np
@@ -109,6 +110,34 @@ def test_loss_falls_on_images_whose_brightness_is_their_class(
     assert all(value.isfinite() for step in terms for value in step.values())
     for name in ("total", "dynamic_cross_entropy", "static_cross_entropy"):
         assert terms[-1][name] < 0.7 * terms[0][name], name
+
+
+@pytest.mark.parametrize("shared", [0.0, 1.0])
+def test_a_part_of_the_crop_is_to_be_told_as_in_the_whole(
+    network: D2LS, toy_pool: ImagePool, make_config: MakeConfig, make_about: MakeAbout, shared: float
+) -> None:
+    config = make_config(crop=128, consistency=3.0, shared_dictionary=shared)
+    module = D2LSModule(network.train(), make_about(), config)
+    told: dict[str, Tensor] = {}
+    module.log_dict = lambda logged, **_: told.update(logged)  # type: ignore[method-assign, assignment]
+    module._trainer = SimpleNamespace(optimizers=[SimpleNamespace(param_groups=[{"lr": 1.0}])])  # type: ignore[assignment]
+    crops = CropDataset(toy_pool, config, make_about(), 0)
+    pixels, target = (torch.stack(parts) for parts in zip(*(crops[index] for index in range(2)), strict=True))
+    seen: list[Tensor] = []
+    network.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    total = module.training_step((pixels, target), 0)
+    whole, part = seen
+    assert torch.equal(whole, pixels)
+    shift = whole.shape[-1] - part.shape[-1]
+    assert shift in (32, 64)
+    assert torch.equal(part, pixels[..., shift:, shift:])
+    assert 0 < told["train/consistency"] < 2
+    terms = {name.removeprefix("train/"): value for name, value in told.items()}
+    dynamic = terms["dynamic_cross_entropy"] + terms["dynamic_dice"] + terms["contrastive"]
+    static = terms["static_cross_entropy"] + terms["static_dice"]
+    assert float(total.detach()) == pytest.approx(float(dynamic + 0.4 * static + 3 * terms["consistency"]), rel=1e-5)
+    total.backward()
+    assert all(value.grad is None or value.grad.isfinite().all() for value in network.parameters())
 
 
 def test_validation_counts_what_an_evaluation_counts(
