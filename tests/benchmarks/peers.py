@@ -207,6 +207,7 @@ def terratorch(case: Case) -> Callable[[], None]:
 
 
 def geoai(case: Case) -> Callable[[], object]:
+    import geoai.utils  # noqa: F401 - its function would import it, at the cost of seconds
     from geoai.inference import predict_geotiff
 
     network = network_of(case.network, case.model)
@@ -238,7 +239,7 @@ def habitat_mapper(case: Case) -> Callable[[], None]:
 
     graph = Path(case.graph)
     config = ModelConfig(
-        name=graph.stem, revision="1", dependencies=[str(graph)], model_filename=graph.name, nodata_value=255,
+        name=graph.stem, revision="20260101", dependencies=[str(graph)], model_filename=graph.name, nodata_value=255,
         input_channels=case.bands, activation=None, normalization=None, max_pixel_value=1.0,
     )  # fmt: skip
     model = ONNXModel(config)
