@@ -315,7 +315,8 @@ def decide(scores: Tensor, covered: Tensor) -> np.ndarray:
     """
     if not (scores.isfinite().all(0) | ~covered).all():
         raise D2LSError("the model gave scores that are not finite numbers; try precision float32")
-    labels: np.ndarray = scores.argmax(0).to(torch.uint8).where(covered, NODATA).cpu().numpy()
+    best = scores.max(0).indices  # on a CPU many times as fast as argmax; of equal ones the first, too
+    labels: np.ndarray = best.to(torch.uint8).where(covered, NODATA).cpu().numpy()
     return labels
 
 
