@@ -5,25 +5,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import rasterio
 from cluster_toys import Touchy
 
 from d2ls_infer import FailedScene, PredictResult, predict_many, predict_raster
 from d2ls_infer.cluster import ClusterOptions
-from d2ls_infer.errors import D2LSError, OutputExistsError, RasterError, UsageError
+from d2ls_infer.errors import OutputExistsError, RasterError, UsageError
 
-Write = Callable[..., Path]
-Pixels = Callable[..., np.ndarray]
 TILES: dict[str, Any] = {"tile_size": 32, "overlap": 8}
 RASTERS = {"confidence": True, "probabilities": True, "entropy": True, "disagreement": True}
 NAMES = ("classes", "confidence", "probabilities", "entropy", "disagreement")
-FIRST_ROWS = ClusterOptions(band_rows=37)
 
 CASES: list[tuple[int | None, dict[str, Any]]] = [
     (37, RASTERS),
