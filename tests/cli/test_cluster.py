@@ -84,6 +84,8 @@ def test_a_run_that_is_stopped_keeps_what_is_finished(
         (["--cluster", "local:0"], "a cluster is local:N, N worker processes, or an address"),
         (["--cluster", "somewhere"], "a cluster is local:N, N worker processes, or an address"),
         (["--cluster", "local:2", "--devices", "0"], "leave out it or --cluster"),
+        (["--vrt"], "--vrt is for work on a cluster; give --cluster or --devices too"),
+        (["--cluster", "local:1", "--vrt", "--cog"], "--cog makes whole files of the rasters, --vrt leaves them in"),
         (["--band-rows", "100"], "--band-rows is for work on a cluster; give --cluster or --devices too"),
         (["--devices", "0,zero"], "devices are numbers of CUDA devices, each once"),
         (["--devices", "977"], "no CUDA device 977: there are"),
@@ -95,6 +97,17 @@ def test_clusters_that_are_none(d2ls: D2LS, scene: Path, tiny_weights: Path, opt
     assert (done.exit_code, done.stdout) == (2, "")
     assert told in done.stderr
     assert [path.name for path in scene.parent.iterdir()] == ["scene.tif"]
+
+
+def test_a_map_in_pieces_is_named_as_a_vrt(d2ls: D2LS, scene: Path, tmp_path: Path, tiny_weights: Path) -> None:
+    options = ("--model", tiny_weights, "--cluster", "local:1", "--vrt", "--confidence", "--dry-run", "--json")
+    for given, name in (([], scene.with_name("scene_d2ls-tiny")), (["-o", tmp_path / "a.vrt"], tmp_path / "a")):
+        done = d2ls("predict", scene, *given, *options)
+        assert done.exit_code == 0, done.output
+        expected = {"classes": f"{name}.vrt", "confidence": f"{name}_confidence.vrt"}
+        assert json.loads(done.stdout)["files"] == expected
+    refused = d2ls("predict", scene, "-o", tmp_path / "a.vrt", "--model", tiny_weights)
+    assert (refused.exit_code, "a map is a GeoTIFF: name it .tif" in refused.stderr) == (2, True)
 
 
 def test_without_the_extra_it_is_named(

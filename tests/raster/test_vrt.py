@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -36,8 +37,9 @@ def told(path: Path) -> dict[str, Any]:
         with rasterio.open(path) as found:
             indexes = found.indexes
             return {
-                "pixels": found.read().tobytes(), "crs": found.crs, "transform": found.transform, "dtypes": found.dtypes,
-                "nodata": found.nodatavals, "scales": found.scales, "descriptions": found.descriptions,
+                "pixels": found.read().tobytes(), "crs": found.crs, "transform": found.transform,
+                "dtypes": found.dtypes, "nodata": found.nodatavals, "scales": found.scales,
+                "descriptions": found.descriptions,
                 "colours": [found.colormap(1)[i] for i in (0, 1, 2, 255) if found.colorinterp[0].name == "palette"],
                 # That a pixel is an area is what is taken where nothing is said.
                 "tags": {name: text for name, text in found.tags().items() if name != "AREA_OR_POINT"},
@@ -54,7 +56,7 @@ def both(scene: Scene, folder: Path, ends: Sequence[int], array: np.ndarray, **a
     with RasterWriter.create(folder / "whole.tif", like=scene, **about) as writer:
         writer.write(array)
     strips = []
-    for first, last in reversed(list(zip(edges[:-1], edges[1:], strict=True))):
+    for first, last in reversed(list(pairwise(edges))):
         strip = Strip(first, last, folder / "the parts" / f"{first}.tif")
         with RasterWriter.create(strip.path, like=scene.strip(first, last), **about) as writer:
             writer.write(array[..., first:last, :])
@@ -142,7 +144,9 @@ def test_a_strip_that_is_missing_leaves_no_vrt(made: tuple[Path, Path, np.ndarra
         options: dict[str, Any] = {"like": scene, "strips": strips, "counts": np.zeros(3), **CLASSES}
         with pytest.raises(OutputExistsError, match=r"map\.vrt exists"):
             RasterMosaic.create(made[1], **options)
-        with pytest.raises(RasterError, match=r"cannot write .*map\.vrt: .*gone\.tif"):
-            with RasterMosaic.create(made[1], overwrite=True, **options):
-                pass
+        with (
+            pytest.raises(RasterError, match=r"cannot write .*map\.vrt: .*gone\.tif"),
+            RasterMosaic.create(made[1], overwrite=True, **options),
+        ):
+            pass
     assert (made[1].read_bytes(), sorted(tmp_path.iterdir())) == before
