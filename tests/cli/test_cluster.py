@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
@@ -17,6 +17,11 @@ from click.testing import Result
 D2LS = Callable[..., Result]
 
 pytest.importorskip("distributed")
+
+
+@pytest.fixture(autouse=True)
+def workers_that_are_there_in_a_moment(forked: Any) -> None:
+    pass
 
 
 @pytest.fixture
@@ -52,21 +57,22 @@ def test_lines_of_json_tell_of_the_run(d2ls: D2LS, scene: Path, tmp_path: Path, 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends signals of POSIX")
 @pytest.mark.parametrize("sent", [signal.SIGINT, *([signal.SIGTERM] if "D2LS_FUZZ" in os.environ else [])])
 def test_a_run_that_is_stopped_keeps_what_is_finished(
-    d2ls: D2LS, scene: Path, tmp_path: Path, tiny_weights: Path, sent: signal.Signals
+    d2ls: D2LS, forked: Any, scene: Path, tmp_path: Path, tiny_weights: Path, sent: signal.Signals
 ) -> None:
+    from cluster_toys import command
+
     arguments = ["predict", scene, "--model", tiny_weights, "--tile-size", "32", "--device", "cpu", "--cluster"]
     arguments = [str(part) for part in [*arguments, "local:1", "--band-rows", "20"]]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "d2ls_infer", *arguments, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    for line in process.stdout:
-        if json.loads(line)["status"] == "band":
-            break
-    process.send_signal(sent)
-    _, error = process.communicate()
-    assert process.returncode == 130, error
+    out, err = tmp_path / "out", tmp_path / "err"
+    out.touch()
+    process = forked.Process(target=command, args=([*arguments, "--json"], out, err))
+    process.start()
+    while process.is_alive() and '"status": "band"' not in out.read_text():
+        time.sleep(0.01)
+    os.kill(process.pid, sent)
+    process.join()
+    error = err.read_text()
+    assert process.exitcode == 130, error
     assert error.splitlines()[-1] == "Error: stopped"
     assert "--resume (in Python: resume=True) goes on" in error
     time.sleep(0.5)
