@@ -12,6 +12,11 @@ pytest.importorskip("dask")
 pytest.importorskip("distributed")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def loading(forked: Any) -> None:
+    """What workers are made of is loaded while tests go on that need none."""
+
+
 @pytest.fixture(scope="session")
 def crowd(forked: Any) -> Callable[[int], Any]:
     """A context manager that gives a client of so many workers of its own."""

@@ -192,7 +192,7 @@ def scheduler(forked: Any, port: int) -> Iterator[tuple[Any, list[Any]]]:
         for process in running:
             process.start()
         with (
-            dask.config.set({"distributed.comm.timeouts.connect": "5s"}),
+            dask.config.set({"distributed.comm.timeouts.connect": "3s"}),
             client_of(f"tcp://127.0.0.1:{port}") as client,
         ):
             yield client, running

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +163,12 @@ def test_a_strip_that_is_missing_is_told(client: Any, scene: Path, tmp_path: Pat
     assert re.search(rf"cannot write .*map\.vrt: .*{gone.name}", str(failed.error))
     assert not list(tmp_path.glob("map.*.partial"))
     assert not (tmp_path / "map.vrt").exists()
+    with closing(sqlite3.connect(gone.with_name(f"{gone.name[:21]}.journal"))) as journal:  # as if it was never written
+        journal.execute("DROP TABLE done")
+    (made,) = predict_many(Touchy(), [scene], tmp_path / "map.vrt", resume=True, **how)
+    assert isinstance(made, PredictResult), made
+    (tmp_path / "one").mkdir()
+    same(tmp_path, made, predict_raster(Touchy(), scene, tmp_path / "one", **TILES))
 
 
 def test_what_makes_no_sense_is_refused(client: Any, scene: Path) -> None:
