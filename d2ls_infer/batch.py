@@ -12,7 +12,15 @@ from typing import Any, NamedTuple, TypeVar
 from d2ls_infer.errors import D2LSError, UsageError
 from d2ls_infer.options import PredictOptions
 from d2ls_infer.plan import Plan, plan_raster
-from d2ls_infer.predict import PredictResult, Progress, checked, default_output, load_segmenter, predict_raster
+from d2ls_infer.predict import (
+    PredictResult,
+    Progress,
+    check_whole_rasters,
+    checked,
+    default_output,
+    load_segmenter,
+    predict_raster,
+)
 from d2ls_infer.segmenter import Segmenter
 from d2ls_infer.weights import WeightsFile, find_weights
 
@@ -56,7 +64,9 @@ def predict_many(
                 segmenter, source, path, overwrite=overwrite, resume=resume, progress=progress, **options
             )
 
-    return each_scene(act, model, sources, output, PredictOptions(**options), load, overwrite=overwrite or resume)
+    settings = PredictOptions(**options)
+    check_whole_rasters(settings)
+    return each_scene(act, model, sources, output, settings, load, overwrite=overwrite or resume)
 
 
 def plan_many(
@@ -144,7 +154,7 @@ def places(sources: list[str], output: Path | None, name: str, options: PredictO
     if len(sources) > 1 and output is not None and folder is None:
         raise UsageError(f"{len(sources)} scenes, but one output: {output} is not a folder")
     whole = output if folder is None else None
-    found = [(source, whole or default_output(source, name, folder)) for source in sources]
+    found = [(source, options.named(whole or default_output(source, name, folder))) for source in sources]
     files = [file for _, path in found for file in options.files(path).values()]
     counts = Counter(file.resolve() for file in files)
     if twice := {str(file) for file in files if counts[file.resolve()] > 1}:

@@ -20,6 +20,7 @@ from torch import Tensor
 from d2ls_infer import __version__
 from d2ls_infer.at_once import Halving, fastest_batch, fitting_batch, sample, usual_batch
 from d2ls_infer.background import Behind, ahead
+from d2ls_infer.errors import UsageError
 from d2ls_infer.exported import ExportedSegmenter
 from d2ls_infer.graphs import RUNTIMES
 from d2ls_infer.journal import Journal, journal_path, key_of, remove_journal
@@ -164,6 +165,7 @@ def predict_raster(
     (also an OSError) where reading or writing fails.
     """
     settings = PredictOptions(**options)
+    check_whole_rasters(settings)
     with prepared(model, source, output, settings, overwrite=overwrite or resume) as job:
         tags = provenance(job, settings)
         identified = bool(getattr(job.segmenter, "sha256", ""))
@@ -197,6 +199,12 @@ def predict_raster(
                 overwrite=overwrite,
             )
             return map_scene(job.observed(settings), stack.enter_context(outputs), settings, journal, progress)
+
+
+def check_whole_rasters(options: PredictOptions) -> None:
+    """Raise UsageError where rasters shall stay in pieces, and nobody makes pieces."""
+    if options.vrt:
+        raise UsageError("--vrt is for work on a cluster, which makes a map in pieces; in Python, give a client too")
 
 
 @dataclass(frozen=True)
@@ -246,7 +254,7 @@ def prepared(
     name = str(getattr(model, "name", type(model).__name__)) if weights is None else weights.name
     if output is None or Path(output).is_dir():
         output = default_output(source, name, Path(output) if output else None)
-    output = Path(output)
+    output = options.named(Path(output))
     check_outputs(output, options, source=str(source), overwrite=overwrite)
     with checked(known, source, output, options, overwrite=overwrite) as (scene, view):
         grid = options.grid(view.height, view.width, known)

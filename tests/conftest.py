@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import re
 import subprocess
 import sys
@@ -32,6 +33,9 @@ settings.load_profile("d2ls")
 NAMES = ("water", "forest", "field", "road", "roof")
 UTM = "EPSG:32618"
 NORTH_UP = Affine(2.0, 0.0, 500_000.0, 0.0, -2.0, 4_600_000.0)
+
+
+sys.path.insert(0, str(Path(__file__).parent / "cluster"))  # other processes take it over, and import the toys there
 
 
 class Fake:
@@ -112,6 +116,22 @@ def no_models_of_the_users_own(tmp_path_factory: pytest.TempPathFactory) -> Iter
         patch.delenv("D2LS_MANIFEST", raising=False)
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
         yield
+
+
+@pytest.fixture(scope="session")
+def forked() -> Iterator[Any]:
+    """What starts processes that have loaded everything, in a moment; while it is there, workers of Dask too."""
+    dask = pytest.importorskip("dask")
+    pytest.importorskip("distributed")
+    from multiprocessing import forkserver
+
+    # Dask would have it load less, but it is running by then.
+    multiprocessing.set_forkserver_preload(
+        ["distributed", "d2ls_infer.cluster.worker", "d2ls_infer.cli.predict", "rasterio", "cluster_toys"]
+    )
+    forkserver.ensure_running()
+    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        yield multiprocessing.get_context("forkserver")
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,6 +56,12 @@ def graph(
     return path, result.output
 
 
+@pytest.fixture(scope="module")
+def model(graph: tuple[Path, str]) -> Any:
+    """The file, as a segmenter."""
+    return load_model(graph[0])
+
+
 def test_the_command_tells_how_far_labels_are_the_same(graph: tuple[Path, str]) -> None:
     path, told = graph
     assert f"{path}: tiny, tiles of 64 px, float32" in told
@@ -63,7 +70,7 @@ def test_the_command_tells_how_far_labels_are_the_same(graph: tuple[Path, str]) 
     assert "forest" in told
 
 
-def test_a_file_says_what_it_is(graph: tuple[Path, str], tiny_weights: Path) -> None:
+def test_a_file_says_what_it_is(graph: tuple[Path, str], model: Any, tiny_weights: Path) -> None:
     found, weights = read_metadata(graph[0]), find_weights(tiny_weights)
     assert ModelDescription.from_dict(json.loads(found["d2ls"])) == weights.description
     assert find_weights(graph[0]).description == replace(weights.description, stated_tile_size=SIDE)
@@ -73,12 +80,12 @@ def test_a_file_says_what_it_is(graph: tuple[Path, str], tiny_weights: Path) -> 
     assert json.loads(found["gsd_m"]) is None
     assert found["license"] == "CC0-1.0"
     assert found["d2ls_weights_sha256"] == weights.sha256
-    assert load_model(graph[0]).tile_size == SIDE
+    assert model.tile_size == SIDE
 
 
-def test_raw_values_in_probabilities_out(graph: tuple[Path, str], tiny_weights: Path) -> None:
+def test_raw_values_in_probabilities_out(model: Any, tiny_weights: Path) -> None:
     raw = torch.randint(0, 255, (2, 3, SIDE, SIDE), dtype=torch.uint8)
-    found = load_model(graph[0]).score(raw)
+    found = model.score(raw)
     torch.testing.assert_close(found.sum(1), torch.ones(2, SIDE, SIDE), rtol=0, atol=1e-5)
     torch.testing.assert_close(found, load_model(tiny_weights, device="cpu").score(raw), rtol=0, atol=1e-3)
 
@@ -93,8 +100,7 @@ def test_a_file_is_a_model(graph: tuple[Path, str], tiny_weights: Path, scene: P
     assert (read_array(found) == read_array(expected)).mean() >= 0.999
 
 
-def test_smaller_tiles_are_filled_up_and_larger_ones_refused(graph: tuple[Path, str]) -> None:
-    model = load_model(graph[0])
+def test_smaller_tiles_are_filled_up_and_larger_ones_refused(model: Any) -> None:
     assert model.score(torch.zeros(1, 3, 20, 64, dtype=torch.uint8)).shape == (1, 4, 20, 64)
     with pytest.raises(UsageError, match="exported for tiles of 64 pixels, got 64 x 65; give --tile-size 64"):
         model.score(torch.zeros(1, 3, 64, 65, dtype=torch.uint8))

@@ -129,6 +129,10 @@ def outputs(command: Command) -> Command:
             "--vector", metavar="FILE.gpkg|.fgb|.parquet",
             help=f"Polygons with class, area and mean confidence. {beside}",
         ),
+        click.option(
+            "--vrt", is_flag=True,
+            help="On a cluster: leave rasters in pieces, under a VRT each, which is there with the last piece.",
+        ),
         click.option("--cog", is_flag=True, help="Write rasters as Cloud Optimized GeoTIFFs, with overviews."),
         click.option(
             "--disagreement", is_flag=True, help="How far overlapping tiles differ before blending, as a raster."

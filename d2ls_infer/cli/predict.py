@@ -106,7 +106,7 @@ def predict(
     """
     from d2ls_infer.weights import find_weights
 
-    distributed = on_cluster.check(cluster, devices, band_rows=band_rows, stall=stall)
+    distributed = on_cluster.check(cluster, devices, band_rows=band_rows, stall=stall, vrt=products["vrt"] or None)
     # Before torch is loaded: a misspelt name is told at once.
     weights = find_weights(model, offline=offline, manifest=manifest)
 
@@ -125,7 +125,9 @@ def predict(
     output = Path(output_text) if output_text else None
     if output_text and output_text.endswith(("/", os.sep)) and not Path(output_text).is_dir():
         raise UsageError(f"no such folder: {output_text}")
-    if output is not None and not output.is_dir() and output.suffix.lower() not in (".tif", ".tiff"):
+    if output is not None and not output.is_dir() and output.suffix.lower() not in (
+        ".tif", ".tiff", *([".vrt"] if products["vrt"] else []),
+    ):  # fmt: skip
         raise UsageError(f"{output} is no folder, and a map is a GeoTIFF: name it .tif, or make the folder first")
     common: dict[str, Any] = {
         "overwrite": overwrite,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +35,9 @@ class BandDone:
 
     tiles: that were read for it; skipped: those without a valid pixel that begin in it. clipped, seen: how many valid
     values lay outside the range, and of how many. seconds: by stage, see `PredictResult`. worker: its address.
+
+    Of a map that stays in pieces, raster: the name of the band's own map beside its piece; pixels, areas_m2: of each
+    class in it.
     """
 
     tiles: int
@@ -42,6 +46,9 @@ class BandDone:
     seen: int
     seconds: dict[str, float]
     worker: str
+    raster: str = ""
+    pixels: list[int] = field(default_factory=list)
+    areas_m2: list[float] = field(default_factory=list)
 
 
 class Piece(Journal):
@@ -101,6 +108,20 @@ def parts_folder(output: Path) -> Path:
 def name_of(band: Band) -> str:
     """The name of a band's piece, without its ending."""
     return f"{band.first:010d}-{band.last:010d}"
+
+
+def raster_of(band: Band) -> str:
+    """A name for a band's own map: a new one each time, so that nothing is written that an older VRT shows."""
+    return f"{name_of(band)}-{uuid.uuid4().hex[:12]}.tif"
+
+
+def remove_rasters(folder: Path, *, but: Collection[str]) -> None:
+    """Remove the maps of bands, and what lies beside them, but for those of these names."""
+    for path in folder.iterdir():
+        match = re.match(r"\d{10,}-\d{10,}-[0-9a-f]{12}", path.name)
+        if match and f"{match[0]}.tif" not in but:
+            with suppress(OSError):
+                path.unlink()
 
 
 def bands_in(folder: Path) -> list[Band]:

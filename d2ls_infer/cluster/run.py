@@ -25,12 +25,14 @@ from d2ls_infer.cluster.pieces import (
     Band,
     BandDone,
     Piece,
+    bands_in,
     cut,
     gaps,
     key_of_pieces,
     known_pieces,
     parts_folder,
     remove_pieces,
+    remove_rasters,
     usual_tile_rows,
 )
 from d2ls_infer.cluster.worker import (
@@ -48,7 +50,7 @@ from d2ls_infer.notices import warn_of_clipping
 from d2ls_infer.options import PredictOptions
 from d2ls_infer.outputs import Outputs, check_outputs
 from d2ls_infer.predict import Job, PredictResult, finished_before, load_segmenter, provenance, run_key
-from d2ls_infer.raster import Cut
+from d2ls_infer.raster import Cut, Strip
 from d2ls_infer.segmenter import Segmenter
 from d2ls_infer.tiling import rows_sharing_batches
 from d2ls_infer.weights import WeightsFile, find_weights
@@ -132,8 +134,8 @@ def map_scenes(
     """`predict_many` by the workers of a client: the same files to the last byte, results in the order they are ready.
 
     The workers must see the scenes and the places of the outputs by the same names as we do. What a run leaves that is
-    stopped are the pieces in `MAP.tif.parts`; `resume` goes on with them. tell: takes news of the run for people who
-    wait, see `Told`.
+    stopped are the pieces in `MAP.tif.parts`; `resume` goes on with them. With `vrt=True` rasters stay in pieces,
+    under a VRT each; every pixel is the same. tell: takes news of the run for people who wait, see `Told`.
 
     Raises UsageError as `predict_many` does; D2LSError when the scheduler is lost or all workers are.
     """
@@ -319,7 +321,8 @@ class Run:
     ) -> dict[Band, tuple[int, BandDone | None]]:
         """The bands of a scene, with the rows that are known of each, and what came of it."""
         if not self.resume and folder.exists():
-            log.warning("%s, of a run that was stopped, is replaced; --resume would have gone on there", folder)
+            if bands_in(folder):  # else there are those that a finished VRT shows
+                log.warning("%s, of a run that was stopped, is replaced; --resume would have gone on there", folder)
             remove_pieces(folder)
         bands = known_pieces(folder, key) if self.resume else {}
         try:
@@ -369,7 +372,8 @@ class Run:
     def joined(self, run: SceneRun) -> PredictResult:
         """The files of a scene, out of the pieces of its bands, as one process would have written them."""
         options, about, folder = run.options, self.about, parts_folder(run.output)
-        done = [band for band in run.bands.values() if band is not None]
+        bands = {band: done for band, done in sorted(run.bands.items()) if done is not None}
+        done = list(bands.values())
         with options.open(run.source, bands=about.bands, value_range=about.value_range) as scene:
             view = options.seen(scene, about.gsd_m)
             grid = options.grid(view.height, view.width, about)
@@ -383,12 +387,16 @@ class Run:
                 grid=grid,
                 bands=about.bands,
                 overwrite=self.overwrite,
+                strips=[Strip(*band, folder / found.raster) for band, found in bands.items()],
             )
             with outputs:
                 if outputs.scene_picture is not None:
                     for _ in outputs.seeing(view.tiles(grid)):
                         pass
-                for band in sorted(run.bands):
+                for band, found in bands.items():
+                    if not outputs.needs_rows:
+                        outputs.tally.take(found.pixels, found.areas_m2)
+                        continue
                     with Piece(folder, band, run.key) as piece:
                         for rows in piece:
                             outputs.add(rows)
@@ -402,6 +410,8 @@ class Run:
                 seconds = {stage: sum(band.seconds[stage] for band in done) for stage in ("read", "score", "write")}
                 seconds["total"] = time.perf_counter() - run.began
                 outputs.notes |= {"tiles": len(grid), "skipped": skipped, "seconds": seconds["total"]}
+            if options.vrt:
+                remove_rasters(folder, but={found.raster for found in done})
             remove_pieces(folder)
             return PredictResult(
                 source=scene.path,

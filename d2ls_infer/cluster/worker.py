@@ -16,15 +16,15 @@ from distributed import Worker, get_worker
 from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.worker import thread_state
 
-from d2ls_infer.cluster.pieces import Band, BandDone, Piece, parts_folder
+from d2ls_infer.cluster.pieces import Band, BandDone, Piece, parts_folder, raster_of
 from d2ls_infer.cluster.shared import SharedScores
 from d2ls_infer.errors import D2LSError, UsageError, WeightsError
 from d2ls_infer.journal import differences
 from d2ls_infer.labels import LabelMap
 from d2ls_infer.options import PredictOptions
-from d2ls_infer.outputs import Finished
+from d2ls_infer.outputs import Finished, Outputs
 from d2ls_infer.outputs.options import RASTERS
-from d2ls_infer.predict import Job, Stopwatch, choose_batch, finish_rows, prepared, run_key
+from d2ls_infer.predict import Job, Stopwatch, choose_batch, finish_rows, prepared, provenance, run_key
 from d2ls_infer.segmenter import TILE_PX, Segmenter, precision_of
 from d2ls_infer.tiling import Around, Rows, rows_sharing_batches
 from d2ls_infer.weights import WeightsFile, find_weights
@@ -218,6 +218,11 @@ class Model(WorkerPlugin):  # type: ignore[misc]
                 seconds=dict(watch.seconds),
                 worker=self.worker.address,
             )
+            if options.vrt:
+                piece.commit()
+                with watch("write"):
+                    done = replace(done, **map_of(piece, job, options))
+                done = replace(done, seconds=dict(watch.seconds))
             piece.finish(done)
             return done
 
@@ -259,6 +264,25 @@ def layers_of(options: PredictOptions) -> list[str]:
     asked = [name for name in RASTERS if getattr(options, name)]
     shown = ["confidence"] if options.vector or options.report else []
     return list(dict.fromkeys(["labels", *asked, *shown]))
+
+
+def map_of(piece: Piece, job: Job, options: PredictOptions) -> dict[str, Any]:
+    """Write the rasters of a band beside its piece, as those of a scene of its own; what `BandDone` tells of them."""
+    first, last = piece.band
+    outputs = Outputs(
+        piece.path.with_name(raster_of(piece.band)),
+        options.of_piece(),
+        scene=job.scene.strip(first, last),
+        labels=job.segmenter.labels,
+        name=job.name,
+        tags=provenance(job, options),
+        grid=job.grid,
+    )
+    with outputs:
+        for rows in piece:
+            outputs.add(Finished.of(rows.first - first, rows.values()))
+    tally = outputs.tally
+    return {"raster": outputs.path.name, "pixels": tally.pixels.tolist(), "areas_m2": tally.areas_m2.tolist()}
 
 
 def on_this_host(weights: WeightsFile) -> WeightsFile:

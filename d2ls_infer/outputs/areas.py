@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +42,11 @@ class AreaTally:
             areas_m2 = self.row_areas_m2[rows.first : rows.first + len(counts), None] * counts
             # Row by row: the sum is the same, to the last bit, in however large parts the rows come.
             self.areas_m2 = np.add.accumulate(np.vstack([self.areas_m2, areas_m2]))[-1]
+
+    def take(self, pixels: Sequence[int], areas_m2: Sequence[float]) -> None:
+        """What another tally has added up."""
+        self.pixels += np.asarray(pixels)
+        self.areas_m2 = self.areas_m2 + areas_m2
 
     def result(self) -> tuple[ClassArea, ...]:
         valid = max(1, int(self.pixels.sum()))

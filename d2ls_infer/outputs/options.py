@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 from d2ls_infer.errors import UsageError
 
@@ -23,7 +24,8 @@ class OutputOptions:
     """What is made of a scene besides the map of classes, in the same pass. Raises UsageError for what makes no sense.
 
     confidence, probabilities, entropy, disagreement: uint8 rasters beside the map, see `Finished`. cog: all rasters as
-    Cloud Optimized GeoTIFFs with overviews. vector: polygons; min_area_m2, simplify_m: see `PolygonWriter`. report: a
+    Cloud Optimized GeoTIFFs with overviews. vrt: all rasters in pieces, as the workers of a cluster write them, under a
+    VRT each. vector: polygons; min_area_m2, simplify_m: see `PolygonWriter`. report: a
     page to read and to send. preview: a small picture of the map. stac: a STAC item that lists all files.
 
     vector, report and preview are files; or endings, such as ".gpkg", for a file beside the map with its name.
@@ -34,6 +36,7 @@ class OutputOptions:
     entropy: bool = False
     disagreement: bool = False
     cog: bool = False
+    vrt: bool = False
     vector: str | Path | None = None
     min_area_m2: float | None = None
     simplify_m: float | None = None
@@ -42,6 +45,8 @@ class OutputOptions:
     stac: bool = False
 
     def __post_init__(self) -> None:
+        if self.cog and self.vrt:
+            raise UsageError("--cog makes whole files of the rasters, --vrt leaves them in pieces; give one of them")
         for name, endings in NAMED.items():
             value = getattr(self, name)
             if value is not None and ending_of(value) not in endings:
@@ -59,13 +64,23 @@ class OutputOptions:
         """How many bands all rasters have together."""
         return 1 + sum(classes if name == "probabilities" else 1 for name in RASTERS if getattr(self, name))
 
+    def named(self, output: Path) -> Path:
+        """The name of a map, which ends in .vrt where it is one."""
+        return output.with_suffix(".vrt") if self.vrt and output.suffix.lower() in (".tif", ".tiff") else output
+
+    def of_piece(self) -> Self:
+        """For one of the pieces that a VRT shows: whole rasters, and nothing else."""
+        return replace(
+            self, vrt=False, vector=None, min_area_m2=None, simplify_m=None, report=None, preview=None, stac=False
+        )
+
     def files(self, output: Path) -> dict[str, Path]:
         """Every file that is asked for, by what it holds; `classes` is the map itself. Raises UsageError for clashes.
 
         What lies beside a raster of itself, `.aux.xml` and `.qml`, is not among them.
         """
         files = {"classes": output}
-        files |= {name: beside(output, name, ".tif") for name in RASTERS if getattr(self, name)}
+        files |= {name: beside(output, name, ".vrt" if self.vrt else ".tif") for name in RASTERS if getattr(self, name)}
         for name in NAMED:
             if (value := getattr(self, name)) is not None:
                 named = Path(value).suffix != ""

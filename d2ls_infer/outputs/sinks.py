@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +19,7 @@ from d2ls_infer.outputs.options import RASTERS, OutputOptions
 from d2ls_infer.outputs.page import Page
 from d2ls_infer.outputs.pictures import MapPicture, ScenePicture, in_colors
 from d2ls_infer.outputs.stac import TITLES, stac_item
-from d2ls_infer.raster import RasterWriter, Scene, check_output, png_bytes
+from d2ls_infer.raster import RasterMosaic, RasterWriter, Scene, Strip, check_output, png_bytes
 from d2ls_infer.raster.sidecar import style_path
 from d2ls_infer.raster.vector import PolygonWriter, check_installed, check_place
 from d2ls_infer.raster.writer import check_space
@@ -99,7 +99,8 @@ class Outputs:
     is left and older ones are as they were.
 
     files: what is written, by what it holds, with what lies beside the map. tally: areas of the classes so far. notes:
-    what the report shall tell of the run besides.
+    what the report shall tell of the run besides. strips: of a map that is left in pieces, the maps of its rows; of it
+    `add` takes what `needs_rows` says.
     """
 
     def __init__(
@@ -114,8 +115,10 @@ class Outputs:
         grid: TileGrid,
         bands: tuple[str, ...] = (),
         overwrite: bool = False,
+        strips: Sequence[Strip] = (),
     ) -> None:
         self.path, self.options, self.scene, self.labels, self.tags = output, options, scene, labels, tags
+        self.strips = strips
         self.files = options.files(output)
         self.notes: dict[str, Any] = {}
         self.tally = AreaTally(scene, labels)
@@ -134,17 +137,27 @@ class Outputs:
 
     def open_rasters(self, name: str, *, overwrite: bool) -> None:
         """The map, and the other rasters that are asked for."""
-        common: dict[str, Any] = {
-            "like": self.scene, "tags": self.tags, "overwrite": overwrite, "cog": self.options.cog,
-        }  # fmt: skip
+        common: dict[str, Any] = {"like": self.scene, "tags": self.tags, "overwrite": overwrite}
         description = f"class (D2LS {name})"
-        writer = RasterWriter.create(self.path, labels=self.labels, description=description, **common)
+        writer = self.writer("classes", labels=self.labels, description=description, **common)
         self.sinks.append(Layer(writer, lambda rows: rows.labels))
         for kind in RASTERS:
             if kind in self.files:
                 bands = self.labels.names if kind == "probabilities" else (TITLES[kind],)
-                writer = RasterWriter.create(self.files[kind], description=bands, scale=1 / STEPS, **common)
+                writer = self.writer(kind, description=bands, scale=1 / STEPS, **common)
                 self.sinks.append(Layer(writer, lambda rows, kind=kind: getattr(rows, kind)))  # type: ignore[misc]
+
+    def writer(self, kind: str, **about: Any) -> RasterWriter:
+        """What makes a raster."""
+        if not self.options.vrt:
+            return RasterWriter.create(self.files[kind], cog=self.options.cog, **about)
+        strips = [strip._replace(path=self.options.of_piece().files(strip.path)[kind]) for strip in self.strips]
+        return RasterMosaic.create(self.files[kind], strips=strips, counts=self.tally.pixels, **about)
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether there is anything to be made of the rows; of a map in pieces there is not always."""
+        return not self.options.vrt or bool({"vector", "preview", "report"} & set(self.files))
 
     def open_vector(self, *, overwrite: bool) -> None:
         """The polygons, where they are asked for."""
@@ -193,7 +206,9 @@ class Outputs:
 
     def stac(self) -> bytes:
         """The item."""
-        files = self.files | {"sidecar": Path(f"{self.path}.aux.xml"), "style": style_path(self.path)}
+        files = self.files | {"style": style_path(self.path)}
+        if not self.options.vrt:
+            files["sidecar"] = Path(f"{self.path}.aux.xml")
         item = stac_item(files, scene=self.scene, labels=self.labels, tags=self.tags, cog=self.options.cog)
         return json.dumps(item, indent=2, ensure_ascii=False).encode() + b"\n"
 

@@ -29,6 +29,7 @@ TYPES = {
     ".parquet": "application/vnd.apache.parquet",
     ".html": "text/html",
     ".png": "image/png",
+    ".vrt": "application/xml",
     ".xml": "application/xml",
     ".qml": "application/xml",
 }
@@ -98,7 +99,7 @@ def asset(name: str, path: Path, home: Path, labels: LabelMap, *, cog: bool) -> 
         "type": kind,
         "roles": ROLES.get(name, ["data"]),
     }
-    if kind.startswith("image/tiff"):
+    if kind.startswith("image/tiff") or path.suffix.lower() == ".vrt":
         bands = labels.names if name == "probabilities" else [name.removesuffix("es") if name == "classes" else name]
         scale = {} if name == "classes" else {"raster:scale": 1 / STEPS}
         about["bands"] = [{"name": band, "data_type": "uint8", "nodata": NODATA, **scale} for band in bands]

@@ -8,15 +8,18 @@ from d2ls_infer.raster.resampled import ResampledScene
 from d2ls_infer.raster.scale import Scale, parse_scale
 from d2ls_infer.raster.scene import READ_BYTES, Scene, parse_nodata
 from d2ls_infer.raster.sources import find_scenes, home_of
+from d2ls_infer.raster.vrt import RasterMosaic, Strip
 from d2ls_infer.raster.writer import RasterWriter, check_output
 
 __all__ = [
     "READ_BYTES",
     "Cut",
+    "RasterMosaic",
     "RasterWriter",
     "ResampledScene",
     "Scale",
     "Scene",
+    "Strip",
     "check_output",
     "contradicts",
     "find_scenes",

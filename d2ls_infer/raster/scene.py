@@ -130,6 +130,12 @@ class Scene:
         """Close the file."""
         self._closing.close()
 
+    def strip(self, first: int, last: int) -> Self:
+        """The same scene, cut to its rows from `first` to `last`; it is open as long as this one is."""
+        strip = copy.copy(self)
+        strip.part = self.part._replace(row=self.part.row + first, height=last - first)
+        return strip
+
     @property
     def height(self) -> int:
         return int(self.part.height)

@@ -32,6 +32,13 @@ def aux_xml(labels: LabelMap, counts: Sequence[int], base: Path | None = None) -
     band = root.find("PAMRasterBand[@band='1']")
     if band is None:
         band = SubElement(root, "PAMRasterBand", band="1")
+    name_classes(band, labels, counts)
+    ElementTree.indent(root)
+    return ElementTree.tostring(root) + b"\n"
+
+
+def name_classes(band: Element, labels: LabelMap, counts: Sequence[int]) -> None:
+    """Put the names of the values and their attribute table into what GDAL's XML says of a band, in place of others."""
     for name in ("CategoryNames", "GDALRasterAttributeTable"):  # a COG's copy brings them along
         for old in band.findall(name):
             band.remove(old)
@@ -39,8 +46,6 @@ def aux_xml(labels: LabelMap, counts: Sequence[int], base: Path | None = None) -
     for name in labels.names:
         SubElement(names, "Category").text = name
     band.append(attribute_table(labels, counts))
-    ElementTree.indent(root)
-    return ElementTree.tostring(root) + b"\n"
 
 
 def attribute_table(labels: LabelMap, counts: Sequence[int]) -> Element:

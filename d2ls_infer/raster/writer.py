@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import rasterio
@@ -77,6 +77,8 @@ class RasterWriter:
     Several writers end together by `finish` of all, then `publish` of all; `discard` in place of either.
     """
 
+    driver: ClassVar[str] = "GTiff"
+
     def __init__(
         self,
         path: Path,
@@ -103,7 +105,7 @@ class RasterWriter:
         self._closing = ExitStack()
         with self.cleaning_up():
             self.dataset = self._closing.enter_context(
-                create_dataset(self.for_cog if cog else self.partial, like, len(descriptions))
+                create_dataset(self.for_cog if cog else self.partial, like, len(descriptions), driver=self.driver)
             )
             if labels is not None:
                 self.dataset.write_colormap(1, color_table(labels))
@@ -185,17 +187,21 @@ class RasterWriter:
 
     def publish(self) -> None:
         """Give the finished raster and what lies beside it their names, the raster last."""
-        sidecar, by_gdal = (Path(f"{path}.aux.xml") for path in (self.path, self.partial))
-        # What GeoTIFF has no keys for, such as some coordinate systems, GDAL has put into a sidecar of its own.
-        beside: dict[Path, bytes | None] = {sidecar: by_gdal.read_bytes() if by_gdal.exists() else None}
+        by_gdal = Path(f"{self.partial}.aux.xml")
+        beside = {Path(f"{self.path}.aux.xml"): self.sidecar(by_gdal)}
         if self.labels is not None:
-            beside[sidecar] = aux_xml(self.labels, self.counts[: len(self.labels)].tolist(), by_gdal)
             beside[style_path(self.path)] = qgis_style(self.labels)
         with self.cleaning_up():
             give_name(self.partial, self.path, beside)
             # Of an older raster of that name.
             for leftover in (by_gdal, Path(f"{self.path}.ovr"), Path(f"{self.path}.msk")):
                 leftover.unlink(missing_ok=True)
+
+    def sidecar(self, by_gdal: Path) -> bytes | None:
+        """GDAL's sidecar, with what GDAL itself has put into one: what GeoTIFF has no keys for."""
+        if self.labels is not None:
+            return aux_xml(self.labels, self.counts[: len(self.labels)].tolist(), by_gdal)
+        return by_gdal.read_bytes() if by_gdal.exists() else None
 
     def discard(self) -> None:
         """Close and remove what was not finished."""
@@ -236,28 +242,30 @@ def remove_raster(path: Path) -> None:
             path.with_name(name).unlink(missing_ok=True)
 
 
-def create_dataset(path: Path, like: Scene, bands: int = 1) -> rasterio.io.DatasetWriter:
-    """A tiled, compressed, empty uint8 GeoTIFF with the grid of a scene. Its profile is made here, never copied."""
+def create_dataset(path: Path, like: Scene, bands: int = 1, *, driver: str = "GTiff") -> rasterio.io.DatasetWriter:
+    """An empty uint8 raster with the grid of a scene: a tiled, compressed GeoTIFF, or a VRT that shows nothing yet.
+
+    Its profile is made here, never copied.
+    """
     gcps, gcps_crs = like.gcps
     georeference = {"crs": like.crs} | ({} if like.transform.is_identity else {"transform": like.transform})
+    layout: dict[str, Any] = {
+        "tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "compress": "deflate", "bigtiff": "if_safer",
+        # Bands are written, and looked at, one by one; and blocks of many bands would pile up in GDAL's cache.
+        **({"interleave": "band"} if bands > 1 else {}),
+    }  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         dataset = rasterio.open(
             path,
             "w",
-            driver="GTiff",
+            driver=driver,
             dtype="uint8",
             count=bands,
             height=like.height,
             width=like.width,
             nodata=NODATA,
-            tiled=True,
-            blockxsize=BLOCK,
-            blockysize=BLOCK,
-            compress="deflate",
-            bigtiff="if_safer",
-            # Bands are written, and looked at, one by one; and blocks of many bands would pile up in GDAL's cache.
-            **({"interleave": "band"} if bands > 1 else {}),
+            **(layout if driver == "GTiff" else {}),
             **(georeference if not gcps else {}),
         )
     if gcps:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
@@ -17,6 +17,11 @@ from click.testing import Result
 D2LS = Callable[..., Result]
 
 pytest.importorskip("distributed")
+
+
+@pytest.fixture(autouse=True)
+def workers_that_are_there_in_a_moment(forked: Any) -> None:
+    pass
 
 
 @pytest.fixture
@@ -52,21 +57,22 @@ def test_lines_of_json_tell_of_the_run(d2ls: D2LS, scene: Path, tmp_path: Path, 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends signals of POSIX")
 @pytest.mark.parametrize("sent", [signal.SIGINT, *([signal.SIGTERM] if "D2LS_FUZZ" in os.environ else [])])
 def test_a_run_that_is_stopped_keeps_what_is_finished(
-    d2ls: D2LS, scene: Path, tmp_path: Path, tiny_weights: Path, sent: signal.Signals
+    d2ls: D2LS, forked: Any, scene: Path, tmp_path: Path, tiny_weights: Path, sent: signal.Signals
 ) -> None:
+    from cluster_toys import command
+
     arguments = ["predict", scene, "--model", tiny_weights, "--tile-size", "32", "--device", "cpu", "--cluster"]
     arguments = [str(part) for part in [*arguments, "local:1", "--band-rows", "20"]]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "d2ls_infer", *arguments, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    for line in process.stdout:
-        if json.loads(line)["status"] == "band":
-            break
-    process.send_signal(sent)
-    _, error = process.communicate()
-    assert process.returncode == 130, error
+    out, err = tmp_path / "out", tmp_path / "err"
+    out.touch()
+    process = forked.Process(target=command, args=([*arguments, "--json"], out, err))
+    process.start()
+    while process.is_alive() and '"status": "band"' not in out.read_text():
+        time.sleep(0.01)
+    os.kill(process.pid, sent)
+    process.join()
+    error = err.read_text()
+    assert process.exitcode == 130, error
     assert error.splitlines()[-1] == "Error: stopped"
     assert "--resume (in Python: resume=True) goes on" in error
     time.sleep(0.5)
@@ -84,6 +90,8 @@ def test_a_run_that_is_stopped_keeps_what_is_finished(
         (["--cluster", "local:0"], "a cluster is local:N, N worker processes, or an address"),
         (["--cluster", "somewhere"], "a cluster is local:N, N worker processes, or an address"),
         (["--cluster", "local:2", "--devices", "0"], "leave out it or --cluster"),
+        (["--vrt"], "--vrt is for work on a cluster; give --cluster or --devices too"),
+        (["--cluster", "local:1", "--vrt", "--cog"], "--cog makes whole files of the rasters, --vrt leaves them in"),
         (["--band-rows", "100"], "--band-rows is for work on a cluster; give --cluster or --devices too"),
         (["--devices", "0,zero"], "devices are numbers of CUDA devices, each once"),
         (["--devices", "977"], "no CUDA device 977: there are"),
@@ -95,6 +103,17 @@ def test_clusters_that_are_none(d2ls: D2LS, scene: Path, tiny_weights: Path, opt
     assert (done.exit_code, done.stdout) == (2, "")
     assert told in done.stderr
     assert [path.name for path in scene.parent.iterdir()] == ["scene.tif"]
+
+
+def test_a_map_in_pieces_is_named_as_a_vrt(d2ls: D2LS, scene: Path, tmp_path: Path, tiny_weights: Path) -> None:
+    options = ("--model", tiny_weights, "--cluster", "local:1", "--vrt", "--confidence", "--dry-run", "--json")
+    for given, name in (([], scene.with_name("scene_d2ls-tiny")), (["-o", tmp_path / "a.vrt"], tmp_path / "a")):
+        done = d2ls("predict", scene, *given, *options)
+        assert done.exit_code == 0, done.output
+        expected = {"classes": f"{name}.vrt", "confidence": f"{name}_confidence.vrt"}
+        assert json.loads(done.stdout)["files"] == expected
+    refused = d2ls("predict", scene, "-o", tmp_path / "a.vrt", "--model", tiny_weights)
+    assert (refused.exit_code, "a map is a GeoTIFF: name it .tif" in refused.stderr) == (2, True)
 
 
 def test_without_the_extra_it_is_named(

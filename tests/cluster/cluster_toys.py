@@ -1,16 +1,22 @@
-"""Segmenters that workers, which are other processes, can import; the tests of this folder put it on the path."""
+"""What other processes than that of the tests import: segmenters, and what such a process does."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import dask
 import torch
+from distributed import Scheduler, Worker
 from torch import Tensor
 
-from d2ls_infer import journal
+from d2ls_infer import cli, journal
 from d2ls_infer.labels import LabelMap
 
 
@@ -69,3 +75,37 @@ class Counted(Touchy):
         content = hashlib.sha256(batch.float().numpy().tobytes()).hexdigest()
         (self.folder / f"{content} {os.getpid()}-{time.monotonic_ns()}").touch()
         return super().score(batch)
+
+
+def command(arguments: list[str], out: Path, err: Path) -> None:
+    """Be the command line, with its standard output in one file and its standard error in another."""
+    write_into(out, err)
+    dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})  # what made this makes its workers too
+    sys.argv = ["d2ls", *arguments]
+    cli.main()
+
+
+def be_scheduler(port: int) -> None:
+    """Be a scheduler on loopback, until it is killed."""
+    serve(Scheduler, host="127.0.0.1", port=port, dashboard=False)
+
+
+def be_worker(address: str) -> None:
+    """Be a worker of a scheduler, which nothing looks after, until it is killed."""
+    serve(Worker, address, nthreads=1, dashboard=False, death_timeout=20)
+
+
+def serve(server: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+    write_into(Path(os.devnull), Path(os.devnull))
+
+    async def run() -> None:
+        async with server(*arguments, **options) as running:
+            await running.finished()
+
+    asyncio.run(run())
+
+
+def write_into(out: Path, err: Path) -> None:
+    for stream, path in ((sys.stdout, out), (sys.stderr, err)):
+        with path.open("w") as file:
+            os.dup2(file.fileno(), stream.fileno())

@@ -2,47 +2,33 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-dask = pytest.importorskip("dask")
+pytest.importorskip("dask")
 pytest.importorskip("distributed")
 
-sys.path.insert(0, str(Path(__file__).parent))  # which workers take over: they import the toys from here
 
-
-dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
-
-
-@contextmanager
-def workers(count: int) -> Iterator[Any]:
-    from d2ls_infer.cluster.clients import local_workers
-
-    # Workers are forked from a process that has loaded everything: they are there in a moment. Dask would have it load
-    # less, but it is running by then.
-    multiprocessing.set_forkserver_preload(["distributed", "d2ls_infer.cluster.worker", "rasterio", "cluster_toys"])
-    forkserver.ensure_running()
-    with local_workers(count) as client:
-        yield client
+@pytest.fixture(scope="session", autouse=True)
+def loading(forked: Any) -> None:
+    """What workers are made of is loaded while tests go on that need none."""
 
 
 @pytest.fixture(scope="session")
-def crowd() -> Callable[[int], Any]:
+def crowd(forked: Any) -> Callable[[int], Any]:
     """A context manager that gives a client of so many workers of its own."""
-    return workers
+    from d2ls_infer.cluster.clients import local_workers
+
+    return local_workers
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[Any]:
+def client(crowd: Callable[[int], Any]) -> Iterator[Any]:
     """A client of two workers, for tests that leave them as they are."""
-    with workers(2) as client:
+    with crowd(2) as client:
         yield client
 
 

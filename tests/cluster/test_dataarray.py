@@ -134,9 +134,9 @@ def test_options_that_make_no_sense(array: xr.DataArray) -> None:
 
 
 def test_the_dictionary_is_that_of_the_whole_array(tiny_weights: Path) -> None:
-    values = np.random.default_rng(5).integers(0, 255, (3, 300, 520), np.uint8)
+    values = np.random.default_rng(5).integers(0, 255, (3, 200, 300), np.uint8)
     array = xr.DataArray(dask.array.from_array(values, chunks=(3, 100, 100)), dims=("band", "y", "x"))
-    options: dict[str, Any] = {"tile_size": 128, "overlap": 32}
+    options: dict[str, Any] = {"tile_size": 96, "overlap": 32}
     model = load_model(tiny_weights, device="cpu", precision="float32")
     scene = predict_dataarray(model, array, chunk_rows=50, dictionary="scene", **options)
     np.testing.assert_array_equal(scene.values, predict_array(model, values, dictionary="scene", **options))
