@@ -200,7 +200,7 @@ def test_without_resume_a_run_starts_at_the_top(scene: Path) -> None:
 
 @pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize(
-    ("changed", "told"), [("weights", "weights"), ("options", r"overlap \(it was 0\.25\)"), ("scene", "scene")]
+    ("changed", "told"), [("weights", "weights"), ("options", r"overlap \(it was 8\)"), ("scene", "scene")]
 )
 def test_what_another_run_has_kept_is_neither_taken_up_nor_lost(
     scene: Path, write_raster: Write, pixels: Pixels, caplog: pytest.LogCaptureFixture, changed: str, told: str

@@ -518,7 +518,7 @@ def test_options_are_read_once() -> None:
     options = PredictOptions(bands="3,2,1", scale="p2,p98", overlap="50%", tile_size=64)
     assert options.bands == (3, 2, 1)
     assert options.scale == Scale(2, 98, "percentiles")
-    assert options.overlap_px == 32
+    assert options.grid(100, 200, None).overlap_px == 32
 
 
 def test_a_missing_scene_and_a_missing_folder_are_told(tmp_path: Path, scene: Path, fakes: SimpleNamespace) -> None:
