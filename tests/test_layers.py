@@ -15,6 +15,7 @@ PACKAGE = Path(d2ls_infer.__file__).parent
 LAYERS = (
     "errors",
     "files",
+    "store",
     "background",
     "labels",
     "licence",
