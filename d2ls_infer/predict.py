@@ -67,9 +67,9 @@ class PredictResult:
 
     tiles: tiles of the grid; skipped: those without a valid pixel. seconds: by stage ("read", "score", "write") and in
     "total", which also holds the blending. clipped: share (0..1) of the values outside the value range or the scale.
-    files: what was written, by what it holds: "classes" (the output), "confidence", "vector", and so on; on an object
-    store they are addresses. resumed_rows: rows of the scene that an earlier run had finished; all of them where nothing
-    was left to do.
+    files: what was written, by what it holds: "classes" (the output), "confidence", "vector", and so on; addresses, if
+    on an object store. resumed_rows: rows of the scene that an earlier run had finished; all of them where nothing was
+    left to do.
     """
 
     source: str
@@ -154,18 +154,18 @@ def predict_raster(
     """Map a raster of any size: a uint8 GeoTIFF of class indices on the raster's own grid, 255 = nodata.
 
     model: a segmenter, or a name or path for `load_model`. output: a file, or a folder for STEM_d2ls-MODEL.tif; by
-    default beside the source. Either may be the address of an object store ("s3://bucket/maps/map.tif"; what does not end
-    in .tif is a folder): the files are made here and uploaded when all are whole. options: see `PredictOptions`; what
-    else is made of the scene, in the same pass, is among them: `confidence=True`, `vector=".gpkg"`,
+    default beside the source. Either may be an address of an object store ("s3://bucket/maps/map.tif"; what does not
+    end in .tif is a folder): the files are made here and uploaded when all are whole. options: see `PredictOptions`;
+    what else is made of the scene, in the same pass, is among them: `confidence=True`, `vector=".gpkg"`,
     `report="page.html"`. Memory depends on the raster's width, not on its height.
 
     A run that stops early leaves no half-written output, but a journal of its finished rows beside it. `resume` goes on
-    there, and the result is the same to the last byte; files that an earlier run has finished are left as they are. The
-    journal of a map on an object store is on the machine that made it, see `d2ls_infer.store.place`. A segmenter without
-    `sha256`, which says what it is, has no journal, and its maps are not taken for finished.
+    there, and the result is the same to the last byte; files that an earlier run has finished stay as they are. The
+    journal of a map on an object store is on the machine that made it, see `d2ls_infer.store.place`. A segmenter
+    without `sha256`, which says what it is, has no journal, and its maps are not taken for finished.
 
-    Raises UsageError (also a ValueError) for what makes no sense, OutputExistsError, MissingFileError, RasterError (also
-    an OSError) where reading or writing fails, and StoreError (likewise) where an object store does.
+    Raises UsageError (also a ValueError) for what makes no sense, OutputExistsError, MissingFileError, RasterError
+    (also an OSError) where reading or writing fails, and StoreError (likewise) where an object store does.
     """
     settings = PredictOptions(**options)
     if output is not None:

@@ -69,7 +69,7 @@ def library_of(protocol: str) -> None:
         fsspec.get_filesystem_class(protocol)
     except ImportError as error:
         raise UsageError(
-            f"outputs on {protocol}:// need more packages: pip install 'd2ls-infer[store]' brings those for s3 ({error})"
+            f"outputs on {protocol}:// need more: pip install 'd2ls-infer[store]' brings what s3:// needs ({error})"
         ) from error
     except ValueError as error:
         raise UsageError(f"no object store is called {protocol}://: {error}") from error

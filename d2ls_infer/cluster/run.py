@@ -134,8 +134,8 @@ def map_scenes(
     """`predict_many` by the workers of a client: the same files to the last byte, results in the order they are ready.
 
     The workers must see the scenes and the places of the outputs by the same names as we do; addresses of object stores
-    are such names. What a run leaves that is stopped are the pieces in `MAP.tif.parts`; `resume` goes on with them. tell:
-    takes news of the run for people who wait, see `Told`.
+    are such names. What a run leaves that is stopped are the pieces in `MAP.tif.parts`; `resume` goes on with them.
+    tell: takes news of the run for people who wait, see `Told`.
 
     Raises UsageError as `predict_many` does; D2LSError when the scheduler is lost or all workers are.
     """
