@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,8 +10,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from d2ls_infer.errors import RasterError, StoreError, UsageError
-
-log = logging.getLogger(__name__)
 
 MAPS = (".tif", ".tiff")
 """Endings of an address that names a map; all others name a folder."""
@@ -78,10 +75,8 @@ def library_of(protocol: str) -> None:
 def address_of(path: Path) -> str | None:
     """The address that a path here stands for; None for any other path."""
     root = staging_root()
-    if not path.is_relative_to(root):
-        return None
-    protocol, *parts = path.relative_to(root).parts
-    return f"{protocol}://{'/'.join(parts)}"
+    parts = path.relative_to(root).parts if path.is_relative_to(root) else ()
+    return f"{parts[0]}://{'/'.join(parts[1:])}" if len(parts) > 1 else None
 
 
 def named(path: Path) -> Path | str:
@@ -104,7 +99,7 @@ def asking(address: str) -> Iterator[tuple[Any, str]]:
         store.invalidate_cache()  # of listings: others write too
         yield store, key
     except Exception as error:  # each store's library has kinds of its own, which have nothing in common
-        raise StoreError(f"cannot use {address}: {error or type(error).__name__}") from error
+        raise StoreError(f"cannot use {address}: {str(error) or type(error).__name__}") from error
 
 
 def exists(path: Path) -> bool:
@@ -145,20 +140,18 @@ def upload(path: Path, address: str) -> None:
         store.put_file(str(path), key)
 
 
-def fetch(address: str, path: Path) -> bool:
-    """Copy an object of a store here, with the time when it was made; False where there is none."""
+def fetch(address: str, path: Path) -> None:
+    """Copy an object of a store here, with the time when it was made, if it is there."""
     with asking(address) as (store, key):
-        if not store.exists(key):
-            return False
-        store.get_file(key, str(path))
-        made = store.modified(key).timestamp()
-        os.utime(path, (made, made))
-    return True
+        if store.exists(key):
+            store.get_file(key, str(path))
+            made = store.modified(key).timestamp()
+            os.utime(path, (made, made))
 
 
 @contextmanager
 def at_hand(path: Path) -> Iterator[None]:
-    """Inside the `with` block a file is here, also one of a store."""
+    """Inside the `with` block a file is here, also one of a store, if it is there."""
     if (address := address_of(path)) is None:
         yield
         return

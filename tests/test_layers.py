@@ -157,6 +157,10 @@ def test_only_these_modules_know_the_hub() -> None:
     }  # fmt: skip
 
 
+def test_only_store_knows_object_stores() -> None:
+    assert {layer(item.importer) for item in ALL if item.imported.split(".")[0] in ("fsspec", "s3fs")} == {"store"}
+
+
 def test_weights_are_read_by_way_of_tensors() -> None:
     """So that no header goes unchecked; training reads the backbones of timm besides."""
     assert {layer(item.importer) for item in ALL if item.imported.split(".")[0] == "safetensors"} <= {

@@ -37,40 +37,67 @@ def left(client: Any, staging: Path) -> list[str]:
     return files + [path for paths in client.run(of_worker).values() for path in paths]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+def bands(news: list[dict[str, Any]]) -> int:
+    return sum(item["status"] == "band" for item in news)
+
+
 def test_the_objects_are_the_files_of_one_process(
-    crowd: Callable[[int], Any], bucket: SimpleNamespace, scene: Path, staging: Path, whole: dict[str, bytes],
-    workers: int, caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
-    output = f"{bucket.address}/map.tif"
-    parts: list[str] = []
+    crowd: Callable[[int], Any], bucket: SimpleNamespace, scene: Path, staging: Path, whole: dict[str, bytes]
+) -> None:
+    """Also where the map could not be uploaded at first: then its pieces stay."""
+    import fsspec
+    import s3fs
 
-    def tell(news: dict[str, Any]) -> None:
-        if news["status"] == "band":
-            parts.extend(key for key in bucket.objects() if key.startswith("map.tif.parts/"))
-            if len(set(parts)) > 1 and workers == 2:
-                raise KeyboardInterrupt
+    class Refusing(s3fs.S3FileSystem):  # type: ignore[misc, name-defined]
+        async def _put_file(self, lpath: str, rpath: str, *arguments: Any, **options: Any) -> None:
+            if rpath.endswith("map.tif"):
+                raise PermissionError("Access Denied")
+            await super()._put_file(lpath, rpath, *arguments, **options)
 
-    with crowd(workers) as client:
+    output, news = f"{bucket.address}/maps/map.tif", []
+    with crowd(1) as client:
         client.run(os.environ.update, bucket.environment)
-        if workers == 2:
-            with pytest.raises(KeyboardInterrupt):
-                list(predict_many(Touchy(0.02), [scene], output, client=client, tell=tell, **OPTIONS))
-            kept = {key: content for key, content in bucket.objects().items() if key in parts}
-            assert f"the map are kept in {output}.parts; the same command with --resume" in caplog.text
-            assert not set(bucket.objects()) & set(NAMES)
-            assert len(kept) >= 2
-        result = predict_raster(
-            Touchy(), scene, output, client=client, resume=workers == 2, **({} if workers == 2 else {"tell": tell}),
-            **OPTIONS,
-        )  # fmt: skip
+        fsspec.register_implementation("s3", Refusing, clobber=True)  # of this process, not of the worker
+        try:
+            (failed,) = predict_many(Touchy(), [scene], output, client=client, tell=news.append, **OPTIONS)
+        finally:
+            fsspec.register_implementation("s3", s3fs.S3FileSystem, clobber=True)
+        assert isinstance(failed, FailedScene)
+        assert str(failed.error) == f"cannot use {output}: Access Denied"
+        assert len(bucket.objects()) == bands(news) == 6
+        assert all(key.startswith("maps/map.tif.parts/") for key in bucket.objects())
+        news.clear()
+        result = predict_raster(Touchy(), scene, output, client=client, resume=True, tell=news.append, **OPTIONS)
+        assert bucket.objects() == {f"maps/{name}": content for name, content in whole.items()}
+        assert (result.output, result.resumed_rows, bands(news)) == (output, 300, 0)
+        assert left(client, staging) == []
+
+
+def test_a_run_that_is_stopped_goes_on_with_its_pieces(
+    crowd: Callable[[int], Any], bucket: SimpleNamespace, scene: Path, staging: Path, whole: dict[str, bytes],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    output, news = f"{bucket.address}/map.tif", []
+
+    def stop(told: dict[str, Any]) -> None:
+        news.append(told)
+        if bands(news) == 2:
+            raise KeyboardInterrupt
+
+    with crowd(2) as client:
+        client.run(os.environ.update, bucket.environment)
+        with pytest.raises(KeyboardInterrupt):
+            list(predict_many(Touchy(0.02), [scene], output, client=client, tell=stop, **OPTIONS))
+        assert f"the map are kept in {output}.parts; the same command with --resume" in caplog.text
+        assert len(bucket.objects()) >= 2
+        assert not set(bucket.objects()) & set(NAMES)
+        news.clear()
+        result = predict_raster(Touchy(), scene, output, client=client, resume=True, tell=news.append, **OPTIONS)
         assert bucket.objects() == whole
-        assert result.output == output
-        assert (result.resumed_rows >= 100) == (workers == 2)
-        assert len(set(parts)) > 1
+        assert result.resumed_rows >= 100
+        assert bands(news) <= 4
         again = predict_raster(Touchy(), scene, output, client=client, resume=True, **OPTIONS)
-        assert again.was_there
-        assert again.areas == result.areas
+        assert (again.was_there, again.areas) == (True, result.areas)
         (failed,) = predict_many(Touchy(), [scene], "s3://no-such-bucket/", client=client, **OPTIONS)
         assert isinstance(failed, FailedScene)
         assert isinstance(failed.error, StoreError)
