@@ -115,6 +115,7 @@ class Model(WorkerPlugin):  # type: ignore[misc]
         self.worker = worker
         self.alone = threading.Lock()  # whatever the number of its threads: memory is that of one process
         self.segmenter: Any = None
+        self.ended = False
         self.scene: tuple[str, Path | str, PredictOptions] | None = None
         self.opened = ExitStack()
         self.shared: SharedScores | None = None
@@ -122,7 +123,7 @@ class Model(WorkerPlugin):  # type: ignore[misc]
             torch.set_num_threads(self.threads)
 
     def teardown(self, worker: Worker) -> None:
-        self.segmenter = None
+        self.segmenter, self.ended = None, True
         if self.alone.acquire(blocking=False):  # else a band is worked at that nobody wants any more, and closes it
             self.forget()
             self.alone.release()
@@ -202,6 +203,9 @@ class Model(WorkerPlugin):  # type: ignore[misc]
             except BaseException:
                 self.forget()  # what is wrong with a source may be wrong with this handle alone
                 raise
+            finally:
+                if self.ended:
+                    self.forget()
 
     def mapped(self, task: BandTask, tell: Callable[[int, int], None]) -> BandDone:
         """The same, once this worker does nothing else."""
