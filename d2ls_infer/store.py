@@ -122,9 +122,10 @@ def names_in(folder: Path) -> list[str]:
 def check_writable(path: Path) -> None:
     """Raise StoreError where the store of a file or folder cannot be written to; the only way to know is to try."""
     if address := address_of(path if path.is_dir() else path.parent):
-        with asking(f"{address}/.d2ls-{uuid.uuid4().hex}") as (store, key):
-            store.pipe_file(key, b"")
-            store.rm_file(key)
+        with asking(address) as (store, key):
+            trial = f"{key}/.d2ls-{uuid.uuid4().hex}"
+            store.pipe_file(trial, b"")
+            store.rm_file(trial)
 
 
 def remove(path: Path) -> None:
