@@ -22,6 +22,7 @@ from d2ls_infer.predict import (
     predict_raster,
 )
 from d2ls_infer.segmenter import Segmenter
+from d2ls_infer.store import named, place
 from d2ls_infer.weights import WeightsFile, find_weights
 
 T = TypeVar("T")
@@ -139,7 +140,7 @@ def looked_at(
     known: Any = model.description if isinstance(model, WeightsFile) else model
     name = str(getattr(model, "name", type(model).__name__))
     ready, failed = [], []
-    for source, path in places(list(map(str, sources)), None if output is None else Path(output), name, options):
+    for source, path in places(list(map(str, sources)), None if output is None else place(output), name, options):
         try:
             with checked(known, source, path, options, overwrite=overwrite) as (scene, _):
                 ready.append(Ready(source, path, scene.height * scene.width))
@@ -152,11 +153,11 @@ def places(sources: list[str], output: Path | None, name: str, options: PredictO
     """Each scene with the path of its map. Raises UsageError where they cannot have one each."""
     folder = output if output is not None and output.is_dir() else None
     if len(sources) > 1 and output is not None and folder is None:
-        raise UsageError(f"{len(sources)} scenes, but one output: {output} is not a folder")
+        raise UsageError(f"{len(sources)} scenes, but one output: {named(output)} is not a folder")
     whole = output if folder is None else None
     found = [(source, options.named(whole or default_output(source, name, folder))) for source in sources]
     files = [file for _, path in found for file in options.files(path).values()]
     counts = Counter(file.resolve() for file in files)
-    if twice := {str(file) for file in files if counts[file.resolve()] > 1}:
+    if twice := {str(named(file)) for file in files if counts[file.resolve()] > 1}:
         raise UsageError(f"several scenes would be written to {', '.join(sorted(twice))}")
     return found

@@ -42,5 +42,9 @@ class UnavailableModelError(UsageError):
     """The model is known, but its weights are not to be had (yet)."""
 
 
+class StoreError(D2LSError, OSError):
+    """An object store could not be reached, refused, or has no such bucket."""
+
+
 class HubError(D2LSError, OSError):
     """The Hugging Face Hub could not be reached, refused, or gave something else than was asked for."""

@@ -13,6 +13,7 @@ from d2ls_infer.memory import peak_bytes
 from d2ls_infer.options import PredictOptions
 from d2ls_infer.predict import choose_batch, prepared, rows_memory
 from d2ls_infer.segmenter import Segmenter
+from d2ls_infer.store import all_named, named
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Plan:
     """
 
     source: str
-    output: Path
-    files: dict[str, Path]
+    output: Path | str
+    files: dict[str, Path | str]
     width: int
     height: int
     crs: str | None
@@ -84,8 +85,8 @@ def plan_raster(
         shrunk = (job.scene.height * job.scene.width / (job.view.height * job.view.width)) ** 0.5
         return Plan(
             source=job.scene.path,
-            output=job.output,
-            files=settings.files(job.output),
+            output=named(job.output),
+            files=all_named(settings.files(job.output)),
             width=job.scene.width,
             height=job.scene.height,
             crs=str(job.scene.crs) if job.scene.crs else None,

@@ -47,6 +47,7 @@ from d2ls_infer.segmenter import (
     precision_of,
     whose_dictionary,
 )
+from d2ls_infer.store import all_named, at_hand, check_writable, exists, named, place
 from d2ls_infer.tiling import Around, Rows, Tile, TileGrid, blend, rows_sharing_batches
 from d2ls_infer.weights import WeightsFile, find_weights, load_network, warn_of_terms
 
@@ -67,18 +68,19 @@ class PredictResult:
 
     tiles: tiles of the grid; skipped: those without a valid pixel. seconds: by stage ("read", "score", "write") and in
     "total", which also holds the blending. clipped: share (0..1) of the values outside the value range or the scale.
-    files: what was written, by what it holds: "classes" (the output), "confidence", "vector", and so on. resumed_rows:
-    rows of the scene that an earlier run had finished; all of them where nothing was left to do.
+    files: what was written, by what it holds: "classes" (the output), "confidence", "vector", and so on; addresses, if
+    on an object store. resumed_rows: rows of the scene that an earlier run had finished; all of them where nothing was
+    left to do.
     """
 
     source: str
-    output: Path
+    output: Path | str
     tiles: int
     skipped: int
     seconds: dict[str, float]
     areas: tuple[ClassArea, ...]
     clipped: float
-    files: dict[str, Path]
+    files: dict[str, Path | str]
     resumed_rows: int = 0
 
     @property
@@ -153,19 +155,23 @@ def predict_raster(
     """Map a raster of any size: a uint8 GeoTIFF of class indices on the raster's own grid, 255 = nodata.
 
     model: a segmenter, or a name or path for `load_model`. output: a file, or a folder for STEM_d2ls-MODEL.tif; by
-    default beside the source. options: see `PredictOptions`; what else is made of the scene, in the same pass, is among
-    them: `confidence=True`, `vector=".gpkg"`, `report="page.html"`. Memory depends on the raster's width, not on its
-    height.
+    default beside the source. Either may be an address of an object store ("s3://bucket/maps/map.tif"; what does not
+    end in .tif is a folder): the files are made here and uploaded when all are whole. options: see `PredictOptions`;
+    what else is made of the scene, in the same pass, is among them: `confidence=True`, `vector=".gpkg"`,
+    `report="page.html"`. Memory depends on the raster's width, not on its height.
 
     A run that stops early leaves no half-written output, but a journal of its finished rows beside it. `resume` goes on
-    there, and the result is the same to the last byte; files that an earlier run has finished are left as they are. A
-    segmenter without `sha256`, which says what it is, has no journal, and its maps are not taken for finished.
+    there, and the result is the same to the last byte; files that an earlier run has finished stay as they are. The
+    journal of a map on an object store is on the machine that made it, see `d2ls_infer.store.place`. A segmenter
+    without `sha256`, which says what it is, has no journal, and its maps are not taken for finished.
 
-    Raises UsageError (also a ValueError) for what makes no sense, OutputExistsError, MissingFileError, and RasterError
-    (also an OSError) where reading or writing fails.
+    Raises UsageError (also a ValueError) for what makes no sense, OutputExistsError, MissingFileError, RasterError
+    (also an OSError) where reading or writing fails, and StoreError (likewise) where an object store does.
     """
     settings = PredictOptions(**options)
     check_whole_rasters(settings)
+    if output is not None:
+        check_writable(place(output))
     with prepared(model, source, output, settings, overwrite=overwrite or resume) as job:
         tags = provenance(job, settings)
         identified = bool(getattr(job.segmenter, "sha256", ""))
@@ -252,9 +258,10 @@ def prepared(
     weights = find_weights(model) if isinstance(model, str | Path) else None
     known: Any = model if weights is None else weights.description
     name = str(getattr(model, "name", type(model).__name__)) if weights is None else weights.name
-    if output is None or Path(output).is_dir():
-        output = default_output(source, name, Path(output) if output else None)
-    output = options.named(Path(output))
+    output = None if output is None else place(output)
+    if output is None or output.is_dir():
+        output = default_output(source, name, output)
+    output = options.named(output)
     check_outputs(output, options, source=str(source), overwrite=overwrite)
     with checked(known, source, output, options, overwrite=overwrite) as (scene, view):
         grid = options.grid(view.height, view.width, known)
@@ -302,13 +309,13 @@ def map_scene(
     outputs.notes |= {"tiles": len(grid), "skipped": empty, "seconds": watch.total()}
     return PredictResult(
         source=scene.path,
-        output=outputs.path,
+        output=named(outputs.path),
         tiles=len(grid),
         skipped=empty,
         seconds={**watch.seconds, "total": watch.total()},
         areas=outputs.tally.result(),
         clipped=scene.clipped_share,
-        files=outputs.files,
+        files=all_named(outputs.files),
         resumed_rows=known,
     )
 
@@ -392,20 +399,23 @@ def rows_above(row: int, parts: Iterable[Rows]) -> Iterator[Rows]:
 def finished_before(job: Job, options: PredictOptions, tags: Mapping[str, str]) -> PredictResult | None:
     """What an earlier run has made, if all of it is there, of the same scene, model, options and version."""
     files = options.files(job.output)
-    if not (all(file.exists() for file in files.values()) and was_made_of(job.output, job.scene, tags)):
+    if not all(map(exists, files.values())):
         return None
     tally = AreaTally(job.scene, job.segmenter.labels)
-    for first, rows in map_rows(job.output):
-        tally.add(Finished.of(first, {"labels": rows}))
+    with at_hand(job.output):
+        if not was_made_of(job.output, job.scene, tags):
+            return None
+        for first, rows in map_rows(job.output):
+            tally.add(Finished.of(first, {"labels": rows}))
     return PredictResult(
         source=job.scene.path,
-        output=job.output,
+        output=named(job.output),
         tiles=0,
         skipped=0,
         seconds={"read": 0.0, "score": 0.0, "write": 0.0, "total": 0.0},
         areas=tally.result(),
         clipped=0.0,
-        files=files,
+        files=all_named(files),
         resumed_rows=job.scene.height,
     )
 

@@ -266,6 +266,49 @@ def web(web_server: tuple[Path, str], request: pytest.FixtureRequest) -> SimpleN
 
 
 @pytest.fixture(scope="session")
+def s3_server() -> Iterator[dict[str, str]]:
+    """An S3 server on loopback: what a process has in its environment to reach it."""
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    address = "http://{}:{}".format(*server.get_host_and_port())
+    yield {
+        "AWS_ENDPOINT_URL": address,
+        "AWS_ACCESS_KEY_ID": "somebody",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    server.stop()
+
+
+@pytest.fixture
+def staging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder in which outputs for object stores are made."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def bucket(
+    s3_server: dict[str, str], staging: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> SimpleNamespace:
+    """A new bucket: its `address`, the `environment` that leads to it, and `objects()`: their bytes, by their keys."""
+    import s3fs
+
+    for name, value in s3_server.items():
+        monkeypatch.setenv(name, value)
+    store = s3fs.S3FileSystem()
+    name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[:63].strip("-")
+    store.mkdir(name)
+
+    def objects() -> dict[str, bytes]:
+        store.invalidate_cache()
+        return {path.removeprefix(f"{name}/"): store.cat_file(path) for path in store.find(name)}
+
+    return SimpleNamespace(address=f"s3://{name}", environment=s3_server, objects=objects, store=store)
+
+
+@pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A weights file of a small D2LS with random weights, for three bands of 0..255 and four classes."""
     from d2ls_infer.manifest import ModelDescription

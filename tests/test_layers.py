@@ -15,6 +15,7 @@ PACKAGE = Path(d2ls_infer.__file__).parent
 LAYERS = (
     "errors",
     "files",
+    "store",
     "background",
     "labels",
     "licence",
@@ -154,6 +155,10 @@ def test_only_these_modules_know_the_hub() -> None:
     assert {item.importer for item in ALL if item.imported.split(".")[0] == "huggingface_hub"} == MAY_KNOW_THE_HUB | {
         f"{PACKAGE.name}.hub", f"{PACKAGE.name}.card",
     }  # fmt: skip
+
+
+def test_only_store_knows_object_stores() -> None:
+    assert {layer(item.importer) for item in ALL if item.imported.split(".")[0] in ("fsspec", "s3fs")} == {"store"}
 
 
 def test_weights_are_read_by_way_of_tensors() -> None:

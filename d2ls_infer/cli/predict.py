@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 @options.offline
 @click.option(
     "-o", "--output", "output_text", metavar="PATH",
-    help="File to write, or a folder for STEM_d2ls-MODEL.tif. By default beside each scene.",
+    help="File to write, or a folder for STEM_d2ls-MODEL.tif; also on an object store, s3://bucket/maps/map.tif, where "
+    "all that does not end in .tif is a folder. By default beside each scene.",
 )  # fmt: skip
 @options.tiles
 @click.option(
@@ -50,7 +51,8 @@ if TYPE_CHECKING:
 @options.overwrite
 @click.option(
     "--resume", is_flag=True,
-    help="Go on where a run with the same options was stopped; maps that are finished are left as they are.",
+    help="Go on where a run with the same options was stopped; maps that are finished are left as they are. For "
+    "an object store: on the machine where it was stopped, or, with a cluster, on any.",
 )  # fmt: skip
 @click.option(
     "--max-memory", metavar="SIZE", help="What the process may take, such as 4G; what does not fit is refused."
@@ -113,6 +115,7 @@ def predict(
     from d2ls_infer.batch import plan_many, predict_many
     from d2ls_infer.predict import load_segmenter
     from d2ls_infer.raster import find_scenes
+    from d2ls_infer.store import place
 
     settings: dict[str, Any] = {
         "tile_size": tile_size, "overlap": overlap, "blend": blend, "dictionary": dictionary, "batch_size": batch_size,
@@ -122,8 +125,8 @@ def predict(
     sources = find_scenes(scenes, asset=asset)
     # As Ctrl+C: what is done is kept.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    output = Path(output_text) if output_text else None
-    if output_text and output_text.endswith(("/", os.sep)) and not Path(output_text).is_dir():
+    output = place(output_text) if output_text else None
+    if output_text and output and output_text.endswith(("/", os.sep)) and not output.is_dir():
         raise UsageError(f"no such folder: {output_text}")
     if output is not None and not output.is_dir() and output.suffix.lower() not in (
         ".tif", ".tiff", *([".vrt"] if products["vrt"] else []),

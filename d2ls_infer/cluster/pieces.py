@@ -7,7 +7,7 @@ import logging
 import re
 import uuid
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -18,8 +18,12 @@ from d2ls_infer.cluster.shared import remove_scores
 from d2ls_infer.errors import RasterError
 from d2ls_infer.journal import Journal, key_of, remove_journal
 from d2ls_infer.outputs import Finished
+from d2ls_infer.store import at_hand, names_in, remove
 
 log = logging.getLogger(__name__)
+
+PARTS = ".parts"
+"""What is hung on to a map's name for the folder of its pieces."""
 
 
 class Band(NamedTuple):
@@ -102,7 +106,7 @@ class Piece(Journal):
 
 def parts_folder(output: Path) -> Path:
     """Where the pieces of a map lie: beside it."""
-    return output.with_name(output.name + ".parts")
+    return output.with_name(output.name + PARTS)
 
 
 def name_of(band: Band) -> str:
@@ -124,10 +128,22 @@ def remove_rasters(folder: Path, *, but: Collection[str]) -> None:
                 path.unlink()
 
 
+def piece_path(folder: Path, band: Band) -> Path:
+    """The file of a band's piece."""
+    return folder / f"{name_of(band)}.journal"
+
+
 def bands_in(folder: Path) -> list[Band]:
     """The bands of which there are pieces, whole or not, from top to bottom."""
-    names = (re.fullmatch(r"(\d{10,})-(\d{10,})\.journal", path.name) for path in folder.glob("*.journal"))
+    names = (re.fullmatch(r"(\d{10,})-(\d{10,})\.journal", name) for name in names_in(folder))
     return sorted(Band(int(match[1]), int(match[2])) for match in names if match)
+
+
+@contextmanager
+def kept_piece(folder: Path, band: Band, key: Mapping[str, Any]) -> Iterator[Piece]:
+    """A piece that is there; one in an object store is fetched, for as long as it takes."""
+    with at_hand(piece_path(folder, band)), Piece(folder, band, key) as piece:
+        yield piece
 
 
 def known_pieces(folder: Path, key: Mapping[str, Any]) -> dict[Band, tuple[int, BandDone | None]]:
@@ -138,9 +154,8 @@ def known_pieces(folder: Path, key: Mapping[str, Any]) -> dict[Band, tuple[int, 
     found: dict[Band, tuple[int, BandDone | None]] = {}
     below = 0
     for band in bands_in(folder):
-        path = folder / f"{name_of(band)}.journal"
         try:
-            with Piece(folder, band, key) as piece:
+            with kept_piece(folder, band, key) as piece:
                 rows, done = piece.rows - band.first, piece.done
                 kept = piece.database is not None and band.first >= below
         except RasterError as error:
@@ -149,19 +164,29 @@ def known_pieces(folder: Path, key: Mapping[str, Any]) -> dict[Band, tuple[int, 
         if kept:
             found[band], below = (rows, done), band.last
         else:
-            remove_journal(path)
+            remove_piece(folder, band)
     return found
 
 
 def key_of_pieces(folder: Path) -> dict[str, Any] | None:
     """The key of the run that left pieces; None where there are none that can be read."""
-    return next((key for band in bands_in(folder) if (key := key_of(folder / name_of(band)))), None)
+    for band in bands_in(folder):
+        with at_hand(piece_path(folder, band)):
+            if key := key_of(folder / name_of(band)):
+                return key
+    return None
+
+
+def remove_piece(folder: Path, band: Band) -> None:
+    """Remove one piece."""
+    remove_journal(piece_path(folder, band))
+    remove(piece_path(folder, band))
 
 
 def remove_pieces(folder: Path) -> None:
     """Remove the pieces, and the folder if nothing else is in it."""
     for band in bands_in(folder):
-        remove_journal(folder / f"{name_of(band)}.journal")
+        remove_piece(folder, band)
     remove_scores(folder)
     with suppress(OSError):
         folder.rmdir()

@@ -24,10 +24,10 @@ from d2ls_infer.cluster.crew import Crew
 from d2ls_infer.cluster.pieces import (
     Band,
     BandDone,
-    Piece,
     bands_in,
     cut,
     gaps,
+    kept_piece,
     key_of_pieces,
     known_pieces,
     parts_folder,
@@ -44,7 +44,7 @@ from d2ls_infer.cluster.worker import (
     work,
 )
 from d2ls_infer.cluster.worker import Model as ModelOfWorkers
-from d2ls_infer.errors import D2LSError, RasterError, UsageError
+from d2ls_infer.errors import D2LSError, RasterError, StoreError, UsageError
 from d2ls_infer.journal import journal_path, remove_journal
 from d2ls_infer.notices import warn_of_clipping
 from d2ls_infer.options import PredictOptions
@@ -52,6 +52,7 @@ from d2ls_infer.outputs import Outputs, check_outputs
 from d2ls_infer.predict import Job, PredictResult, finished_before, load_segmenter, provenance, run_key
 from d2ls_infer.raster import Cut, Strip
 from d2ls_infer.segmenter import Segmenter
+from d2ls_infer.store import all_named, check_writable, named
 from d2ls_infer.tiling import rows_sharing_batches
 from d2ls_infer.weights import WeightsFile, find_weights
 
@@ -133,9 +134,10 @@ def map_scenes(
 ) -> Iterator[PredictResult | FailedScene]:
     """`predict_many` by the workers of a client: the same files to the last byte, results in the order they are ready.
 
-    The workers must see the scenes and the places of the outputs by the same names as we do. What a run leaves that is
-    stopped are the pieces in `MAP.tif.parts`; `resume` goes on with them. With `vrt=True` rasters stay in pieces,
-    under a VRT each; every pixel is the same. tell: takes news of the run for people who wait, see `Told`.
+    The workers must see the scenes and the places of the outputs by the same names as we do; addresses of object stores
+    are such names. What a run leaves that is stopped are the pieces in `MAP.tif.parts`; `resume` goes on with them.
+    With `vrt=True` rasters stay in pieces, under a VRT each; every pixel is the same. tell: takes news of the run for
+    people who wait, see `Told`.
 
     Raises UsageError as `predict_many` does; D2LSError when the scheduler is lost or all workers are.
     """
@@ -271,6 +273,7 @@ class Run:
     def begin(self, source: str, output: Path) -> PredictResult | None:
         """Cut a scene into bands and add them; or give what an earlier run has made of it."""
         options = self.options
+        check_writable(output)
         with options.open(source, bands=self.about.bands, value_range=self.about.value_range) as scene:
             view = options.seen(scene, self.about.gsd_m)
             grid = options.grid(view.height, view.width, self.about)
@@ -302,7 +305,7 @@ class Run:
         self.scenes[source] = run
         for band, done in run.bands.items():
             if done is None:
-                self.crew.add(BandTask(source, output, options, key, band))
+                self.crew.add(BandTask(source, named(output), options, key, band))
         if run.whole:
             self.join(run)
         return None
@@ -313,16 +316,18 @@ class Run:
         if before:
             return int(before["options"]["batch_size"])
         if options.batch_size == "auto" or options.max_memory is not None:
-            return int(self.ask("batch_size", source, job.output, options))
+            return int(self.ask("batch_size", source, named(job.output), options))
         return int(options.batch_size or usual_batch(job.device, job.grid))
 
     def bands_of(
         self, job: Job, options: PredictOptions, folder: Path, key: Mapping[str, Any]
     ) -> dict[Band, tuple[int, BandDone | None]]:
         """The bands of a scene, with the rows that are known of each, and what came of it."""
-        if not self.resume and folder.exists():
-            if bands_in(folder):  # else there are those that a finished VRT shows
-                log.warning("%s, of a run that was stopped, is replaced; --resume would have gone on there", folder)
+        if not self.resume:
+            if bands_in(folder):  # else there may be those that a finished VRT shows
+                log.warning(
+                    "%s, of a run that was stopped, is replaced; --resume would have gone on there", named(folder)
+                )
             remove_pieces(folder)
         bands = known_pieces(folder, key) if self.resume else {}
         try:
@@ -397,7 +402,7 @@ class Run:
                     if not outputs.needs_rows:
                         outputs.tally.take(found.pixels, found.areas_m2)
                         continue
-                    with Piece(folder, band, run.key) as piece:
+                    with kept_piece(folder, band, run.key) as piece:
                         for rows in piece:
                             outputs.add(rows)
                 skipped = sum(band.skipped for band in done)
@@ -415,13 +420,13 @@ class Run:
             remove_pieces(folder)
             return PredictResult(
                 source=scene.path,
-                output=outputs.path,
+                output=named(outputs.path),
                 tiles=len(grid),
                 skipped=skipped,
                 seconds=seconds,
                 areas=outputs.tally.result(),
                 clipped=scene.clipped_share,
-                files=outputs.files,
+                files=all_named(outputs.files),
                 resumed_rows=run.resumed,
             )
 
@@ -430,10 +435,12 @@ class Run:
         if scene.pixels_done:
             log.warning(
                 "%.0f %% of the map are kept in %s; the same command with --resume (in Python: resume=True) goes on",
-                100 * scene.pixels_done / (scene.height * scene.width), parts_folder(scene.output),
+                100 * scene.pixels_done / (scene.height * scene.width), named(parts_folder(scene.output)),
             )  # fmt: skip
-        elif not any(parts_folder(scene.output).glob("*.journal")):
-            remove_pieces(parts_folder(scene.output))
+            return
+        with suppress(StoreError):  # the first error is the one to tell
+            if not bands_in(parts_folder(scene.output)):
+                remove_pieces(parts_folder(scene.output))
 
 
 class Told:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,17 @@ from distributed import Worker, get_worker
 from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.worker import thread_state
 
-from d2ls_infer.cluster.pieces import Band, BandDone, Piece, parts_folder, raster_of
+from d2ls_infer.cluster.pieces import PARTS, Band, BandDone, Piece, parts_folder, piece_path, raster_of
 from d2ls_infer.cluster.shared import SharedScores
 from d2ls_infer.errors import D2LSError, UsageError, WeightsError
-from d2ls_infer.journal import differences
+from d2ls_infer.journal import differences, remove_journal
 from d2ls_infer.labels import LabelMap
 from d2ls_infer.options import PredictOptions
 from d2ls_infer.outputs import Finished, Outputs
 from d2ls_infer.outputs.options import RASTERS
 from d2ls_infer.predict import Job, Stopwatch, choose_batch, finish_rows, prepared, provenance, run_key
 from d2ls_infer.segmenter import TILE_PX, Segmenter, precision_of
+from d2ls_infer.store import fetch, place, upload
 from d2ls_infer.tiling import Around, Rows, rows_sharing_batches
 from d2ls_infer.weights import WeightsFile, find_weights
 
@@ -37,10 +39,13 @@ Load = Callable[[WeightsFile], Segmenter]
 
 @dataclass(frozen=True)
 class BandTask:
-    """A band to map. key: what its rows depend on; a worker on which they would come out otherwise refuses."""
+    """A band to map. key: what its rows depend on; a worker on which they would come out otherwise refuses.
+
+    output: the map, whose pieces lie beside it: a path, or an address of an object store.
+    """
 
     source: str
-    output: Path
+    output: Path | str
     options: PredictOptions
     key: Mapping[str, Any]
     band: Band
@@ -110,14 +115,15 @@ class Model(WorkerPlugin):  # type: ignore[misc]
         self.worker = worker
         self.alone = threading.Lock()  # whatever the number of its threads: memory is that of one process
         self.segmenter: Any = None
-        self.scene: tuple[str, Path, PredictOptions] | None = None
+        self.ended = False
+        self.scene: tuple[str, Path | str, PredictOptions] | None = None
         self.opened = ExitStack()
         self.shared: SharedScores | None = None
         if self.threads is not None:
             torch.set_num_threads(self.threads)
 
     def teardown(self, worker: Worker) -> None:
-        self.segmenter = None
+        self.segmenter, self.ended = None, True
         if self.alone.acquire(blocking=False):  # else a band is worked at that nobody wants any more, and closes it
             self.forget()
             self.alone.release()
@@ -131,28 +137,58 @@ class Model(WorkerPlugin):  # type: ignore[misc]
                 self.segmenter = self.model
         return self.segmenter
 
-    def job(self, source: str, output: Path, options: PredictOptions) -> Job:
+    def job(self, source: str, output: Path | str, options: PredictOptions) -> Job:
         """A scene, opened. It stays open for the next band, since percentiles are taken from all of it."""
         if self.scene != (source, output, options):
             self.forget()
-            job = self.opened.enter_context(prepared(self.loaded(), source, output, options, overwrite=True))
+            place_here = self.place(output)
+            job = self.opened.enter_context(prepared(self.loaded(), source, place_here, options, overwrite=True))
             self.current = job.observed(options)
             self.scene = source, output, options
         job = self.current
         return replace(job, view=options.seen(job.scene, getattr(job.segmenter, "gsd_m", None)))
 
     def forget(self) -> None:
-        """Close the scene."""
+        """Close the scene, and let nothing of it be left on this host alone."""
         self.scene = None
         self.opened.close()
         self.opened = ExitStack()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def folder(self) -> Path:
+        """What this worker makes before it goes to an object store; Dask removes it with the worker, if it is lost."""
+        return Path(self.worker.local_directory) / self.name
+
+    def place(self, output: Path | str) -> Path:
+        """Where a map would lie as this worker has it: its pieces are made beside it."""
+        return output if isinstance(output, Path) else place(output, self.folder)
+
+    @contextmanager
+    def piece(self, task: BandTask) -> Iterator[Piece]:
+        """The piece of a band; one in an object store is fetched if it is there, else uploaded once it is whole."""
+        folder = parts_folder(self.place(task.output))
+        if isinstance(task.output, Path):
+            with Piece(folder, task.band, task.key) as piece:
+                yield piece
+            return
+        folder.mkdir(exist_ok=True)
+        file = piece_path(folder, task.band)
+        address = f"{task.output}{PARTS}/{file.name}"
+        fetch(address, file)
+        with Piece(folder, task.band, task.key) as piece:
+            was_whole = piece.done is not None
+            yield piece
+        if not was_whole:
+            upload(file, address)
+        remove_journal(file)
 
     def about(self) -> About:
         """What the model says of itself."""
         with self.alone:
             return About.of(self.loaded())
 
-    def batch_size(self, source: str, output: Path, options: PredictOptions) -> int:
+    def batch_size(self, source: str, output: Path | str, options: PredictOptions) -> int:
         """How many tiles of a scene to score at once here."""
         with self.alone:
             return choose_batch(self.job(source, output, options), options)
@@ -167,6 +203,9 @@ class Model(WorkerPlugin):  # type: ignore[misc]
             except BaseException:
                 self.forget()  # what is wrong with a source may be wrong with this handle alone
                 raise
+            finally:
+                if self.ended:
+                    self.forget()
 
     def mapped(self, task: BandTask, tell: Callable[[int, int], None]) -> BandDone:
         """The same, once this worker does nothing else."""
@@ -178,7 +217,7 @@ class Model(WorkerPlugin):  # type: ignore[misc]
             raise UsageError(f"{self.worker.address} would make another map of {task.source}: it has other {told}")
         layers = layers_of(options)
         job.scene.clipped_values = job.scene.seen_values = 0
-        with Piece(parts_folder(task.output), task.band, task.key) as piece:
+        with self.piece(task) as piece:
             if piece.done:
                 return piece.done
             known, watch = piece.rows, Stopwatch()
@@ -239,7 +278,7 @@ class Model(WorkerPlugin):  # type: ignore[misc]
         above = tile_rows(first - 1, first) if first > 0 else set()
         below = tile_rows(last, last + 1) if last < height else set()
         rows = {grid.row_starts[index] for index in tile_rows(first, last) & (above | below)}
-        return self.shared.of(parts_folder(task.output), task.key, rows)
+        return self.shared.of(parts_folder(self.place(task.output)), task.key, rows)
 
 
 class News:

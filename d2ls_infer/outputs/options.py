@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from d2ls_infer.errors import UsageError
+from d2ls_infer.store import address_of, is_address, named
 
 RASTERS = ("confidence", "probabilities", "entropy", "disagreement")
 """The maps besides the one of classes."""
@@ -28,7 +29,8 @@ class OutputOptions:
     VRT each. vector: polygons; min_area_m2, simplify_m: see `PolygonWriter`. report: a
     page to read and to send. preview: a small picture of the map. stac: a STAC item that lists all files.
 
-    vector, report and preview are files; or endings, such as ".gpkg", for a file beside the map with its name.
+    vector, report and preview are files; or endings, such as ".gpkg", for a file beside the map with its name. Beside a
+    map on an object store they are endings: what is made of a scene lies in one place.
     """
 
     confidence: bool = False
@@ -79,16 +81,25 @@ class OutputOptions:
 
         What lies beside a raster of itself, `.aux.xml` and `.qml`, is not among them.
         """
+        if self.vrt and address_of(output):
+            raise UsageError("--vrt leaves pieces where all workers see them as files, not on an object store")
         files = {"classes": output}
         files |= {name: beside(output, name, ".vrt" if self.vrt else ".tif") for name in RASTERS if getattr(self, name)}
         for name in NAMED:
             if (value := getattr(self, name)) is not None:
-                named = Path(value).suffix != ""
-                files[name] = Path(value) if named else beside(output, TAILS.get(name, name), str(value))
+                has_name = Path(value).suffix != ""
+                if is_address(value) or (has_name and address_of(output)):
+                    ending = ending_of(value)
+                    raise UsageError(
+                        f"on an object store --{name} lies beside its map: give {ending} alone, not {value}"
+                    )
+                files[name] = Path(value) if has_name else beside(output, TAILS.get(name, name), str(value))
         if self.stac:
             files["stac"] = beside(output, "stac", ".json")
         places = [path.resolve() for path in files.values()]
-        if twice := {str(path) for path, place in zip(files.values(), places, strict=True) if places.count(place) > 1}:
+        if twice := {
+            str(named(path)) for path, place in zip(files.values(), places, strict=True) if places.count(place) > 1
+        }:
             raise UsageError(f"several outputs would be written to {', '.join(sorted(twice))}")
         return files
 

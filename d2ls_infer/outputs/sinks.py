@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from d2ls_infer.errors import RasterError, UsageError
+from d2ls_infer.errors import OutputExistsError, RasterError, UsageError
 from d2ls_infer.labels import LabelMap
 from d2ls_infer.outputs.areas import AreaTally, ConfidenceTally
 from d2ls_infer.outputs.finished import STEPS, Finished
@@ -23,6 +23,7 @@ from d2ls_infer.raster import RasterMosaic, RasterWriter, Scene, Strip, check_ou
 from d2ls_infer.raster.sidecar import style_path
 from d2ls_infer.raster.vector import PolygonWriter, check_installed, check_place
 from d2ls_infer.raster.writer import check_space
+from d2ls_infer.store import address_of, clear, exists, upload_all
 from d2ls_infer.tiling import Tile, TileGrid
 
 
@@ -96,7 +97,8 @@ class Outputs:
 
     `add` takes finished rows, from top to bottom, `seeing` the tiles as they are read. At the end of the `with` block
     all files are made whole, and only then do they get their names, the map first; after an error before that, no file
-    is left and older ones are as they were.
+    is left and older ones are as they were. Files for an object store are made where `d2ls_infer.store.place` says, and
+    then uploaded, the map last; after an error none of them is there.
 
     files: what is written, by what it holds, with what lies beside the map. tally: areas of the classes so far. notes:
     what the report shall tell of the run besides. strips: of a map that is left in pieces, the maps of its rows; of it
@@ -125,6 +127,7 @@ class Outputs:
         self.sinks: list[Sink] = []
         self.gatherers: list[AreaTally | ConfidenceTally | MapPicture] = [self.tally]
         self.scene_picture = ScenePicture(grid, bands) if options.report else None
+        clear(self.everything())  # of a run that was killed while it uploaded
         try:
             self.open_rasters(name, overwrite=overwrite)
             self.open_vector(overwrite=overwrite)
@@ -240,9 +243,17 @@ class Outputs:
                 sink.finish()
             for sink in self.sinks:
                 sink.publish()
+            upload_all(self.everything())
         except BaseException:
             self.discard()
             raise
+        finally:
+            clear(self.everything())
+
+    def everything(self) -> list[Path]:
+        """All files that there may be, also those beside rasters of themselves; the map last."""
+        files = [file for path in self.files.values() for file in (Path(f"{path}.aux.xml"), path) if file != self.path]
+        return [*files, style_path(self.path), self.path]
 
     def discard(self) -> None:
         """Remove what was not finished."""
@@ -262,7 +273,7 @@ def check_outputs(
     """Everything that can be known of all outputs before work starts; with a scene, what depends on it too.
 
     Raises what `check_output` does; UsageError for clashing names, what is not installed, and a scene that polygons
-    cannot be made of; RasterError for a disk that is full.
+    cannot be made of; RasterError for a disk that is full; StoreError for an object store that does not answer.
     """
     files = options.files(output)
     style = style_path(output)
@@ -270,7 +281,12 @@ def check_outputs(
         raise UsageError(f"several outputs would be written to {style}")
     for place in (source, *(scene.dataset.files if scene else ())):  # a VRT shows other files
         for path in (*files.values(), style):
-            check_output(path, source=str(place), overwrite=overwrite)
+            check_output(path, source=str(place), overwrite=overwrite or address_of(path) is not None)
+    for path in (*files.values(), style):
+        if not overwrite and address_of(path) and exists(path):
+            raise OutputExistsError(
+                f"{address_of(path)} exists; give --overwrite (in Python overwrite=True) to replace it"
+            )
     if "vector" in files:
         check_installed(files["vector"], simplified=options.simplify_m is not None)
     if scene is not None:

@@ -14,6 +14,7 @@ from d2ls_infer.labels import NODATA, LabelMap
 from d2ls_infer.outputs.finished import STEPS
 from d2ls_infer.raster import Scene
 from d2ls_infer.raster.footprint import describe_crs, footprint
+from d2ls_infer.store import address_of
 
 EXTENSIONS = (
     "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
@@ -123,7 +124,9 @@ def plain(name: str, value: int) -> str:
 
 
 def link(path: Path, home: Path) -> str:
-    """The way to a file from the item's folder; the whole way on another drive."""
+    """The way to a file from the item's folder; the whole way on another drive, and from an object store."""
+    if address_of(home) and not address_of(path):
+        return path.resolve().as_uri()
     try:
         way = Path(os.path.relpath(path, home)).as_posix()
     except ValueError:
