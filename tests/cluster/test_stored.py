@@ -37,6 +37,11 @@ def left(client: Any, staging: Path) -> list[str]:
     return files + [path for paths in client.run(of_worker).values() for path in paths]
 
 
+def put_into_environment(values: dict[str, str]) -> None:
+    """On a worker; a method of `os.environ` would travel with a copy of it."""
+    os.environ.update(values)
+
+
 def bands(news: list[dict[str, Any]]) -> int:
     return sum(item["status"] == "band" for item in news)
 
@@ -56,7 +61,7 @@ def test_the_objects_are_the_files_of_one_process(
 
     output, news = f"{bucket.address}/maps/map.tif", []
     with crowd(1) as client:
-        client.run(os.environ.update, bucket.environment)
+        client.run(put_into_environment, bucket.environment)
         fsspec.register_implementation("s3", Refusing, clobber=True)  # of this process, not of the worker
         try:
             (failed,) = predict_many(Touchy(), [scene], output, client=client, tell=news.append, **OPTIONS)
@@ -85,7 +90,7 @@ def test_a_run_that_is_stopped_goes_on_with_its_pieces(
             raise KeyboardInterrupt
 
     with crowd(2) as client:
-        client.run(os.environ.update, bucket.environment)
+        client.run(put_into_environment, bucket.environment)
         with pytest.raises(KeyboardInterrupt):
             list(predict_many(Touchy(0.02), [scene], output, client=client, tell=stop, **OPTIONS))
         assert f"the map are kept in {output}.parts; the same command with --resume" in caplog.text
