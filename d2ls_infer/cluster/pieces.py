@@ -206,8 +206,8 @@ def cut(gap: Band, starts: tuple[int, ...], rows: int) -> list[Band]:
 
 
 LEAST_TILE_ROWS = 24
-"""Rows of tiles in a band, where there are enough for all workers: the one that it shares with the band above is scored
-for both, which is 4 % of the work; see tests/benchmarks/README.md for what it would cost to hand its scores over."""
+"""Rows of tiles in a band, where there are enough for all workers: where the one that it shares with the band above is
+not handed over, it is scored for both, which is 4 % of the work."""
 
 MOST_TILE_ROWS = 96
 """Beyond that, less than 1 % is to be won."""
