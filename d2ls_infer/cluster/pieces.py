@@ -216,12 +216,20 @@ BANDS_PER_WORKER = 4
 """So many bands each, where there are enough, so that no one waits long for the last."""
 
 
-def usual_tile_rows(tile_rows: int, workers: int) -> int:
-    """How many rows of tiles a band has where nobody says, of a scene of so many, for so many workers."""
+LEAST_HANDED_OVER = 2
+"""The same, where it is likely to be handed over; with 1, two workers would always be at the same row of tiles."""
+
+
+def usual_tile_rows(tile_rows: int, workers: int, *, handed_over: bool) -> int:
+    """How many rows of tiles a band has where nobody says, of a scene of so many, for so many workers.
+
+    handed_over: whether bands are likely to have the scores of shared rows of tiles from each other.
+    """
+    least = LEAST_HANDED_OVER if handed_over else LEAST_TILE_ROWS
     if workers == 1:
         most = MOST_TILE_ROWS
-    elif tile_rows < LEAST_TILE_ROWS * workers:
+    elif tile_rows < least * workers:
         most = -(-tile_rows // workers)
     else:
-        most = max(LEAST_TILE_ROWS, min(MOST_TILE_ROWS, tile_rows // (BANDS_PER_WORKER * workers)))
+        most = max(least, min(MOST_TILE_ROWS, tile_rows // (BANDS_PER_WORKER * workers)))
     return -(-tile_rows // -(-tile_rows // most))  # as many bands, of like height

@@ -52,7 +52,7 @@ from d2ls_infer.outputs import Outputs, check_outputs
 from d2ls_infer.predict import Job, PredictResult, finished_before, load_segmenter, provenance, run_key
 from d2ls_infer.raster import Cut, Strip
 from d2ls_infer.segmenter import Segmenter
-from d2ls_infer.store import all_named, check_writable, named
+from d2ls_infer.store import address_of, all_named, check_writable, named
 from d2ls_infer.tiling import rows_sharing_batches
 from d2ls_infer.weights import WeightsFile, find_weights
 
@@ -341,7 +341,8 @@ class Run:
             together = rows_sharing_batches(grid, int(options.batch_size or 1))
             tops = grid.row_starts[::together]
             starts = tuple(round(row * height / grid.height) for row in tops)
-            rows = usual_tile_rows(len(tops), len(self.crew.workers))
+            handed_over = job.device.type == "cpu" and address_of(job.output) is None
+            rows = usual_tile_rows(len(tops), len(self.crew.workers), handed_over=handed_over)
         return bands | {band: (0, None) for gap in gaps(bands, height) for band in cut(gap, starts, rows)}
 
     def ended(self, task: BandTask, result: BandDone | D2LSError) -> Iterator[FailedScene]:

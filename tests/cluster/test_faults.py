@@ -316,4 +316,11 @@ def test_gaps_and_bands_cover_every_row_once() -> None:
     ("tile_rows", "workers", "rows"), [(1, 5, 1), (16, 2, 8), (50, 1, 50), (100, 1, 50), (48, 2, 24), (9600, 2, 96)]
 )
 def test_a_band_is_high_where_the_scene_is(tile_rows: int, workers: int, rows: int) -> None:
-    assert usual_tile_rows(tile_rows, workers) == rows
+    assert usual_tile_rows(tile_rows, workers, handed_over=False) == rows
+
+
+@pytest.mark.parametrize(
+    ("tile_rows", "workers", "rows"), [(1, 5, 1), (11, 2, 2), (100, 1, 50), (48, 2, 6), (9600, 2, 96)]
+)
+def test_bands_are_lower_where_their_shared_tiles_are_scored_once(tile_rows: int, workers: int, rows: int) -> None:
+    assert usual_tile_rows(tile_rows, workers, handed_over=True) == rows
