@@ -23,9 +23,9 @@ MEMORY_LIMIT = 0
 
 ANY_PORT = ":0"
 
-ALLOCATION = {"MALLOC_MMAP_MAX_": 0, "MALLOC_TRIM_THRESHOLD_": 1 << 30}
-"""Of glibc's malloc: keep what was once mapped. Dask has workers give every 64 KB back at once, and so each tensor is
-mapped anew, by several workers at once one after the other: a tile takes up to twice as long."""
+ALLOCATION = {"MALLOC_MMAP_MAX_": 0, "MALLOC_TRIM_THRESHOLD_": 1 << 30, "MALLOC_ARENA_MAX": 1}
+"""Of glibc's malloc: keep what was once mapped, for all threads alike. Dask has workers give every 64 KB back at once,
+and each tensor be mapped anew: a tile takes up to twice as long."""
 
 END_SECONDS = 15.0
 """How long workers are waited for in the end."""
@@ -59,7 +59,7 @@ def open_client(
 @contextmanager
 def local_workers(count: int) -> Iterator[Client]:
     """Workers as processes of this machine, with one thread for their tasks."""
-    with allocating():
+    with undisturbed():
         cluster = LocalCluster(
             n_workers=count, processes=True, threads_per_worker=1, memory_limit=MEMORY_LIMIT, dashboard_address=ANY_PORT
         )
@@ -68,11 +68,12 @@ def local_workers(count: int) -> Iterator[Client]:
         yield client
 
 
-def allocating() -> AbstractContextManager[Any]:
-    """Workers that are made inside have `ALLOCATION` in their environment."""
-    made: AbstractContextManager[Any] = dask.config.set(
-        {f"distributed.nanny.pre-spawn-environ.{name}": size for name, size in ALLOCATION.items()}
-    )
+def undisturbed() -> AbstractContextManager[Any]:
+    """Workers that are made inside have `ALLOCATION` in their environment, and do not look at themselves all the time."""
+    wanted: dict[str, Any] = {
+        f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in ALLOCATION.items()
+    }
+    made: AbstractContextManager[Any] = dask.config.set(wanted | {"distributed.worker.profile.enabled": False})
     return made
 
 
@@ -114,7 +115,7 @@ def workers_of_devices(devices: list[int]) -> Iterator[Client]:
         for device in devices
     }
     scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": ANY_PORT}}
-    with allocating():
+    with undisturbed():
         cluster = SpecCluster(workers=workers, scheduler=scheduler)
     with ending(cluster), Client(cluster) as client:
         client.wait_for_workers(len(devices))
