@@ -69,7 +69,7 @@ def local_workers(count: int) -> Iterator[Client]:
 
 
 def undisturbed() -> AbstractContextManager[Any]:
-    """Workers that are made inside have `ALLOCATION` in their environment, and do not look at themselves all the time."""
+    """Workers that are made inside have `ALLOCATION` in their environment, and take no samples of what they do."""
     wanted: dict[str, Any] = {
         f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in ALLOCATION.items()
     }
