@@ -174,6 +174,7 @@ class Run:
         self.overwrite, self.resume = overwrite, resume
         self.name = f"d2ls-{uuid.uuid4().hex[:12]}"
         self.scenes: dict[str, SceneRun] = {}
+        self.waiting: deque[Ready] = deque()
         self.outcomes: deque[tuple[Any, Any]] = deque()
         self.joining: dict[str, Future[PredictResult | FailedScene]] = {}
 
@@ -239,7 +240,7 @@ class Run:
 
     def map(self, ready: Iterable[Ready]) -> Iterator[PredictResult | FailedScene]:
         """Map each of the scenes."""
-        waiting = deque(ready)
+        waiting = self.waiting = deque(ready)
         self.told.begin(self.crew, waiting)
         while waiting or self.scenes:
             while waiting and self.crew.room > 0:
@@ -341,8 +342,9 @@ class Run:
             together = rows_sharing_batches(grid, int(options.batch_size or 1))
             tops = grid.row_starts[::together]
             starts = tuple(round(row * height / grid.height) for row in tops)
-            handed_over = job.device.type == "cpu" and address_of(job.output) is None
-            rows = usual_tile_rows(len(tops), len(self.crew.workers), handed_over=handed_over)
+            workers = max(1, len(self.crew.workers) // (1 + len(self.waiting)))  # the others have scenes of their own
+            handed_over = job.device.type == "cpu" and self.cluster.one_host and address_of(job.output) is None
+            rows = usual_tile_rows(len(tops), workers, handed_over=handed_over)
         return bands | {band: (0, None) for gap in gaps(bands, height) for band in cut(gap, starts, rows)}
 
     def ended(self, task: BandTask, result: BandDone | D2LSError) -> Iterator[FailedScene]:

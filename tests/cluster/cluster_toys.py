@@ -109,3 +109,8 @@ def write_into(out: Path, err: Path) -> None:
     for stream, path in ((sys.stdout, out), (sys.stderr, err)):
         with path.open("w") as file:
             os.dup2(file.fileno(), stream.fileno())
+
+
+def put_into_environment(values: dict[str, str]) -> None:
+    """On a worker; a method of `os.environ` would travel with a copy of it."""
+    os.environ.update(values)

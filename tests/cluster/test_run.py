@@ -88,6 +88,8 @@ def test_many_scenes_are_mapped_and_what_is_wrong_with_one_comes_in_its_place(
     bands = [item for item in others if item["status"] == "band"]
     rows = {name: sum(b["last"] - b["first"] for b in bands if b["source"] == str(name)) for name in (scene, other)}
     assert rows == {scene: 300, other: 64}
+    # Two workers: while the other one waits, the first scene is left whole.
+    assert [sum(item["source"] == str(name) for item in bands) for name in (scene, other)] == [1, 2]
 
 
 def test_the_model_is_loaded_once_on_each_worker(client: Any, scene: Path, tmp_path: Path) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from cluster_toys import Touchy
+from cluster_toys import Touchy, put_into_environment
 
 from d2ls_infer import FailedScene, predict_many, predict_raster
 from d2ls_infer.cluster import ClusterOptions
@@ -35,11 +34,6 @@ def left(client: Any, staging: Path) -> list[str]:
 
     files = [str(path) for path in staging.rglob("*") if path.is_file()]
     return files + [path for paths in client.run(of_worker).values() for path in paths]
-
-
-def put_into_environment(values: dict[str, str]) -> None:
-    """On a worker; a method of `os.environ` would travel with a copy of it."""
-    os.environ.update(values)
 
 
 def bands(news: list[dict[str, Any]]) -> int:
