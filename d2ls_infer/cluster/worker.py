@@ -265,8 +265,10 @@ class Model(WorkerPlugin):  # type: ignore[misc]
             piece.finish(done)
             return done
 
-    def handing_over(self, job: Job, task: BandTask) -> Around:
-        """What takes and keeps the scores that the bands above and below need too."""
+    def handing_over(self, job: Job, task: BandTask) -> Around | None:
+        """What takes and keeps the scores that bands above and below need too; None where nobody would find them."""
+        if not isinstance(task.output, Path):  # on an object store: this worker's folder is its own
+            return None
         if self.shared is None:
             self.shared = SharedScores(job.device)
         grid, height, (first, last) = job.grid, job.scene.height, task.band
@@ -278,7 +280,7 @@ class Model(WorkerPlugin):  # type: ignore[misc]
         above = tile_rows(first - 1, first) if first > 0 else set()
         below = tile_rows(last, last + 1) if last < height else set()
         rows = {grid.row_starts[index] for index in tile_rows(first, last) & (above | below)}
-        return self.shared.of(parts_folder(self.place(task.output)), task.key, rows)
+        return self.shared.of(parts_folder(task.output), task.key, rows)
 
 
 class News:

@@ -159,7 +159,7 @@ def measure_seams(
             source=str(source),
             model=name,
             sha256=str(getattr(segmenter, "sha256", "")),
-            options=told(settings) | {"tile_size": asked.tile_size} | {"precision": precision_of(segmenter)},
+            options=told(settings) | {"tile_size": asked.tile_size, "precision": precision_of(segmenter)},
             labels=segmenter.labels,
             scene_size=(int(scene.dataset.width), int(scene.dataset.height)),
             part=(scene.part.col, scene.part.row, scene.part.width, scene.part.height),
@@ -196,10 +196,10 @@ def try_overlaps(
     `OVERLAPS` does. Arguments, and what is raised, as for `measure_seams`, but for `overlap`. progress: of one trial.
     """
     trials: list[Trial] = []
-    for overlap in OVERLAPS:
-        with measuring(model, source, **options, overlap=overlap) as (segmenter, _, scene, settings):
-            view = settings.seen(scene, getattr(segmenter, "gsd_m", None))
-            grid = settings.grid(view.height, view.width, segmenter)
+    with measuring(model, source, **options, overlap=OVERLAPS[0]) as (segmenter, _, scene, settings):
+        view = settings.seen(scene, getattr(segmenter, "gsd_m", None))
+        for overlap in OVERLAPS:
+            grid = replace(settings, overlap=overlap).grid(view.height, view.width, segmenter)
             try:
                 asked, _ = tilings(grid, settings.blend, shifts)
             except UsageError:
@@ -211,8 +211,8 @@ def try_overlaps(
             check_data(maps, source)
             cost = len(grid) * grid.tile_height * grid.tile_width / (grid.height * grid.width)
             trials.append(Trial(grid.overlap_px, cost, count_maps(maps, asked).mean_share))
-        if trials[-1].share <= reach:
-            break
+            if trials[-1].share <= reach:
+                break
     return tuple(trials)
 
 

@@ -41,3 +41,29 @@ def scene(scene_with_holes: Path) -> Path:
 def contents() -> Callable[[Path], dict[str, bytes]]:
     """The files of a folder, but those that say when they were made."""
     return lambda folder: {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix not in (".gpkg", ".html")}
+
+
+@pytest.fixture
+def both_ways(scene: Path, tmp_path: Path) -> Callable[..., tuple[Path, Any, Path, Any]]:
+    """Map the scene in one process and by workers: the folder and what came of it, of either.
+
+    options: of both; more: of the workers alone.
+    """
+    from cluster_toys import Touchy
+
+    from d2ls_infer import PredictResult, predict_many, predict_raster
+    from d2ls_infer.cluster import ClusterOptions
+
+    def mapped(
+        client: Any, number: int, band_rows: int | None, options: dict[str, Any], **more: Any
+    ) -> tuple[Path, Any, Path, Any]:
+        one, many = tmp_path / f"one {number}", tmp_path / f"many {number}"
+        one.mkdir()
+        many.mkdir()
+        whole = predict_raster(Touchy(), scene, one, **options)
+        cluster = ClusterOptions(band_rows=band_rows)
+        (made,) = predict_many(Touchy(), [scene], many, client=client, cluster=cluster, **options, **more)
+        assert isinstance(made, PredictResult), made
+        return one, whole, many, made
+
+    return mapped

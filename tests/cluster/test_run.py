@@ -38,28 +38,16 @@ CASES: list[tuple[int | None, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("workers", "cases"), [(1, [1, 0, 4]), (2, [1, 3, 7]), (3, [1, 2]), (5, [1, 5, 6])])
 def test_the_bytes_are_those_of_one_process(
-    crowd: Callable[[int], Any], scene: Path, tmp_path: Path, contents: Contents, workers: int, cases: list[int]
+    crowd: Callable[[int], Any], both_ways: Callable[..., Any], contents: Contents, workers: int, cases: list[int]
 ) -> None:
     with crowd(workers) as client:
         for number in cases:
-            same_bytes(client, scene, tmp_path, contents, number)
-
-
-def same_bytes(client: Any, scene: Path, tmp_path: Path, contents: Contents, number: int) -> None:
-    band_rows, options = CASES[number]
-    one, many = tmp_path / f"one {number}", tmp_path / f"many {number}"
-    one.mkdir()
-    many.mkdir()
-    whole = predict_raster(Touchy(), scene, one, **{**TILES, **options})
-    (made,) = predict_many(
-        Touchy(), [scene], many, client=client, cluster=ClusterOptions(band_rows=band_rows),
-        **{**TILES, **options},
-    )  # fmt: skip
-    assert isinstance(made, PredictResult), made
-    assert contents(many) == contents(one), options
-    assert (made.areas, made.tiles, made.clipped) == (whole.areas, whole.tiles, whole.clipped)
-    assert made.skipped == whole.skipped
-    assert not list(many.glob("*.parts"))
+            band_rows, options = CASES[number]
+            one, whole, many, made = both_ways(client, number, band_rows, {**TILES, **options})
+            assert contents(many) == contents(one), options
+            assert (made.areas, made.tiles, made.clipped) == (whole.areas, whole.tiles, whole.clipped)
+            assert made.skipped == whole.skipped
+            assert not list(many.glob("*.parts"))
 
 
 def test_a_picture_in_a_report_is_that_of_one_process(client: Any, scene: Path, tmp_path: Path) -> None:

@@ -64,20 +64,12 @@ def same(folder: Path, result: PredictResult, whole: PredictResult) -> None:
 
 @pytest.mark.parametrize(("workers", "cases"), [(1, [0]), (3, [0, 1, 2])])
 def test_the_pixels_are_those_of_one_process(
-    crowd: Callable[[int], Any], scene: Path, tmp_path: Path, workers: int, cases: list[int]
+    crowd: Callable[[int], Any], both_ways: Callable[..., Any], workers: int, cases: list[int]
 ) -> None:
     with crowd(workers) as client:
         for number in cases:
             band_rows, options = CASES[number]
-            one, many = tmp_path / f"one {number}", tmp_path / f"many {number}"
-            one.mkdir()
-            many.mkdir()
-            whole = predict_raster(Touchy(), scene, one, **{**TILES, **options})
-            (made,) = predict_many(
-                Touchy(), [scene], many, client=client, vrt=True, cluster=ClusterOptions(band_rows=band_rows),
-                **{**TILES, **options},
-            )  # fmt: skip
-            assert isinstance(made, PredictResult), made
+            _, whole, many, made = both_ways(client, number, band_rows, {**TILES, **options}, vrt=True)
             assert made.output == many / "scene_d2ls-touchy.vrt"
             same(many, made, whole)
             for name in {"vector", "preview"} & set(made.files):
