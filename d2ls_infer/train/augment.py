@@ -1,7 +1,8 @@
-"""Random crops of labelled images: scale, mosaic, rotations by 90 degrees, flips, brightness and contrast."""
+"""Random crops of labelled images: scale, mosaic, rotations, flips, brightness and contrast."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ class AugmentConfig:
     mosaic: how often a crop is put together from four. balance: how often a crop is placed on a pixel of a class that
     is drawn with all classes alike, in place of any pixel of any image. jitter: largest change of contrast (a factor)
     and of brightness (in standard deviations of the crop's band), drawn for all bands together and half as much for
-    each.
+    each. turn: how often a crop is turned by any angle, besides the rotations by 90 degrees that all have.
     """
 
     crop: int = 256
@@ -26,6 +27,7 @@ class AugmentConfig:
     mosaic: float = 0.25
     balance: float = 0.0
     jitter: float = 0.15
+    turn: float = 0.0
 
 
 def random_crop(
@@ -44,13 +46,29 @@ def random_crop(
     if rng.random() < config.mosaic:
         image, mask = mosaic(pool, config, rng, ignore_index=ignore_index)
     else:
-        image, mask = scaled_crop(pool, config.crop, config, rng, ignore_index=ignore_index)
+        image, mask = turned_crop(pool, config.crop, config, rng, ignore_index=ignore_index)
     turns = int(rng.integers(4))
     image, mask = torch.rot90(image, turns, (1, 2)), torch.rot90(mask, turns, (0, 1))
     if rng.random() < 0.5:
         image, mask = image.flip(2), mask.flip(1)
     low, high = value_range
     return jitter(((image - low) / (high - low)).clamp(0, 1), config.jitter, rng), mask
+
+
+def turned_crop(
+    pool: ImagePool, size: int, config: AugmentConfig, rng: np.random.Generator, *, ignore_index: int
+) -> tuple[Tensor, Tensor]:
+    """A `scaled_crop`, of those that `turn` asks for the upright square in the middle of one that is turned."""
+    if not config.turn or rng.random() >= config.turn:
+        return scaled_crop(pool, size, config, rng, ignore_index=ignore_index)
+    angle = rng.uniform(-math.pi / 4, math.pi / 4)
+    wide = math.ceil(size * (math.cos(angle) + abs(math.sin(angle))))
+    image, mask = scaled_crop(pool, wide, config, rng, ignore_index=ignore_index)
+    cos, sin = (size / wide * value for value in (math.cos(angle), math.sin(angle)))
+    grid = F.affine_grid(torch.tensor([[[cos, -sin, 0.0], [sin, cos, 0.0]]]), [1, 1, size, size], align_corners=False)
+    image = F.grid_sample(image[None], grid, padding_mode="border", align_corners=False)[0]
+    labels = F.grid_sample(mask[None, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False)
+    return image, labels[0, 0].long()
 
 
 def scaled_crop(
@@ -93,13 +111,13 @@ def mosaic(
     """Four crops that meet at a random point."""
     size = config.crop
     row, col = (int(value) for value in rng.integers(size // 4, size - size // 4 + 1, 2))
-    image, mask = scaled_crop(pool, size, config, rng, ignore_index=ignore_index)
+    image, mask = turned_crop(pool, size, config, rng, ignore_index=ignore_index)
     for rows, cols in (
         (slice(row), slice(col, None)),
         (slice(row, None), slice(col)),
         (slice(row, None), slice(col, None)),
     ):
-        other, other_mask = scaled_crop(pool, size, config, rng, ignore_index=ignore_index)
+        other, other_mask = turned_crop(pool, size, config, rng, ignore_index=ignore_index)
         image[:, rows, cols], mask[rows, cols] = other[:, rows, cols], other_mask[rows, cols]
     return image, mask
 

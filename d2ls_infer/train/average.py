@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
+
+Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 
 
 class MovingAverage(WeightAveraging):
@@ -15,12 +20,19 @@ class MovingAverage(WeightAveraging):
     """
 
     def __init__(self, decay: float) -> None:
-        def mean(averaged: Tensor, current: Tensor, steps: Tensor | int) -> Tensor:
-            share = min(decay, (1 + int(steps)) / (10 + int(steps)))
+        def mean(averaged: Tensors, current: Tensors, steps: Tensor | int) -> None:
+            steps = torch.as_tensor(steps)
+            # Worked out where the weights are: to ask for the number of steps would wait for the device.
+            rest = 1 - ((1 + steps) / (10 + steps)).clamp(max=decay)
             # In this form what does not change, as the positional encoding, is kept to the last bit.
-            return averaged + (1 - share) * (current - averaged)
+            change = torch._foreach_sub(current, averaged)
+            if not averaged[0].is_floating_point():  # counters: the share would be cut to 0
+                change = [(rest * value).to(value.dtype) for value in change]
+            else:
+                torch._foreach_mul_(change, rest)
+            torch._foreach_add_(averaged, change)
 
-        super().__init__(avg_fn=mean)
+        super().__init__(multi_avg_fn=mean)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # A run that is resumed after its last epoch has no training left at whose end Lightning would do this.

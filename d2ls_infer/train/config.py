@@ -33,7 +33,7 @@ class TrainConfig:
     Crops: side `crop` in pixels, a multiple of 32; `scales`, the range of the random magnification; `mosaic`, how often
     a crop is put together from four; `balance`, how often it is placed on a class drawn with all classes alike, which
     shows rare ones more often; `jitter`, the largest change of contrast (a factor) and of brightness (in standard
-    deviations of the crop). Rotations by 90 degrees and flips always.
+    deviations of the crop); `turn`, how often it is turned by any angle. Rotations by 90 degrees and flips always.
     Loss: `dynamic_weight` and `static_weight` (Eq. 2) and `contrastive_weight`; `static_dice` False leaves cross
     entropy alone on the static branch, as the released configurations have it. shared_dictionary: how often a batch is
     taken for one scene whose tiles share their dictionary, see `Decoder`; it prepares a model for `--dictionary scene`.
@@ -65,6 +65,7 @@ class TrainConfig:
     mosaic: float = 0.25
     balance: float = 0.0
     jitter: float = 0.0
+    turn: float = 0.0
 
     dynamic_weight: float = 1.0
     static_weight: float = 0.4
@@ -99,7 +100,7 @@ class TrainConfig:
         check(self.crop % 32 == 0, "crop", try_crop, self.crop)
         low, high = self.scales
         check(0 < low <= high < math.inf, "scales", "go from a lower to a higher factor", list(self.scales))
-        for name in ("mosaic", "balance", "shared_dictionary"):
+        for name in ("mosaic", "balance", "turn", "shared_dictionary"):
             check(0 <= getattr(self, name) <= 1, name, "is a share from 0 to 1", getattr(self, name))
         decay = self.ema_decay
         fit = decay == "auto" if isinstance(decay, str) else 0 <= decay < 1

@@ -26,7 +26,12 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
     def __init__(self, pool: ImagePool, config: TrainConfig, about: ModelDescription, epoch: int) -> None:
         self.pool, self.config, self.about, self.epoch = pool, config, about, epoch
         self.augment = AugmentConfig(
-            crop=config.crop, scales=config.scales, mosaic=config.mosaic, balance=config.balance, jitter=config.jitter
+            crop=config.crop,
+            scales=config.scales,
+            mosaic=config.mosaic,
+            balance=config.balance,
+            jitter=config.jitter,
+            turn=config.turn,
         )
         self.mean, self.std = (torch.tensor(values).view(-1, 1, 1) for values in (about.mean, about.std))
 
@@ -58,7 +63,8 @@ class CropDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         assert self.trainer is not None
         crops = CropDataset(self.pool, self.config, self.about, self.trainer.current_epoch)
-        return DataLoader(crops, batch_size=self.config.batch_size, num_workers=self.workers)
+        pinned = self.trainer.strategy.root_device.type == "cuda"  # from where they are copied beside the computation
+        return DataLoader(crops, batch_size=self.config.batch_size, num_workers=self.workers, pin_memory=pinned)
 
     def val_dataloader(self) -> DataLoader[Any]:
         # Numbers only: Lightning copies what a loader gives to the device, and the tiler reads the images itself.

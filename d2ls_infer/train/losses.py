@@ -47,7 +47,7 @@ def region_losses(logits: Tensor, target: Tensor, *, ignore_index: int) -> tuple
 
     Cross entropy: label smoothing 0.05, mean over labelled pixels; 0 where no pixel is labelled.
     Dice: 1 - Dice per class over the batch, counted as 0 for classes that are not in the target, mean over all classes.
-    Both come from one log-softmax, and no one-hot target is made: a training step on a CPU spends its time in memory.
+    Both come from one log-softmax, and nothing here makes the host wait for the device.
     """
     num_classes = logits.shape[1]
     labelled = target != ignore_index
@@ -57,10 +57,12 @@ def region_losses(logits: Tensor, target: Tensor, *, ignore_index: int) -> tuple
     smoothed = (1 - SMOOTHING) * at_target + SMOOTHING * log_probabilities.mean(1)
     cross_entropy = -(smoothed * labelled).sum() / labelled.sum().clamp_min(1)
 
-    classes = index[labelled]
-    truth = torch.bincount(classes, minlength=num_classes).float()  # (N,)
-    shared = torch.zeros_like(truth).index_add(0, classes, at_target[labelled].exp())
-    predicted = torch.einsum("bnhw,bhw->n", log_probabilities.exp(), labelled.float())
+    probabilities = log_probabilities.exp()
+    classes = torch.arange(num_classes, device=target.device).view(-1, 1, 1)
+    members = (index[:, None] == classes) & labelled[:, None]  # (B, N, H, W)
+    truth = members.sum((0, 2, 3)).float()  # (N,)
+    shared = (probabilities * members).sum((0, 2, 3))
+    predicted = torch.einsum("bnhw,bhw->n", probabilities, labelled.float())
     overlap = (2 * shared + SMOOTHING) / (predicted + truth + SMOOTHING)
     return cross_entropy, ((1 - overlap) * (truth > 0)).mean()
 
@@ -75,6 +77,6 @@ def contrastive(dictionary: Tensor) -> Tensor:
     dictionary = dictionary.float() if dictionary.dtype != torch.float64 else dictionary
     centers = dictionary.mean(0)  # (N, C')
     intra = (dictionary - centers).square().sum(-1).mean()
-    pairs = torch.combinations(torch.arange(len(centers), device=centers.device))  # (N(N-1)/2, 2)
-    inter = (centers[pairs[:, 0]] - centers[pairs[:, 1]]).square().sum(-1).sum() / max(len(pairs), 1)
+    first, second = torch.triu_indices(len(centers), len(centers), 1, device=centers.device)  # each (N(N-1)/2,)
+    inter = (centers[first] - centers[second]).square().sum(-1).sum() / max(len(first), 1)
     return intra / (inter + 1e-6)

@@ -63,7 +63,14 @@ class D2LSModule(pl.LightningModule):
         torch.manual_seed(hash((self.config.seed, self.current_epoch, batch_idx, self.global_rank)) % 2**63)
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
-        pixels, target = batch
+        terms = self.terms(*batch)
+        logged = {f"train/{name}": value.detach() for name, value in terms.items()}
+        logged["train/learning_rate"] = self.trainer.optimizers[0].param_groups[-1]["lr"]
+        self.log_dict(logged, on_step=False, on_epoch=True, sync_dist=True)
+        return terms["total"]
+
+    def terms(self, pixels: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Every term of the loss by name, of a batch, and their weighted sum as `total`."""
         config = self.config
         # Asked for only where it is wanted: a network made for a comparison may have no dictionary.
         how = {"shared": True} if torch.rand(()) < config.shared_dictionary else {}
@@ -73,7 +80,7 @@ class D2LSModule(pl.LightningModule):
         if config.consistency:
             shift = STRIDES[-1] * int(torch.randint(1, max(2, pixels.shape[-1] // (2 * STRIDES[-1]) + 1), ()))
             part = self.network(pixels[..., shift:, shift:], **how)
-        with torch.autocast(self.device.type, enabled=False):  # sums over a batch's pixels need float32
+        with torch.autocast(pixels.device.type, enabled=False):  # sums over a batch's pixels need float32
             terms = d2ls_loss(
                 output,
                 target,
@@ -86,10 +93,7 @@ class D2LSModule(pl.LightningModule):
             if part is not None:
                 terms["consistency"] = consistency(output.logits[..., shift:, shift:], part.logits)
                 terms["total"] = terms["total"] + config.consistency * terms["consistency"]
-        logged = {f"train/{name}": value.detach() for name, value in terms.items()}
-        logged["train/learning_rate"] = self.trainer.optimizers[0].param_groups[-1]["lr"]
-        self.log_dict(logged, on_step=False, on_epoch=True, sync_dist=True)
-        return terms["total"]
+        return terms
 
     def on_validation_epoch_start(self) -> None:
         self.matrix = ConfusionMatrix(self.about.labels)

@@ -69,13 +69,16 @@ def test_image_and_mask_of_an_unscaled_crop_agree_in_every_pixel(
         torch.testing.assert_close(band, expected_image(mask), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("turn", [0.0, 1.0])
 @pytest.mark.parametrize("seed", range(12))
-def test_image_and_mask_of_a_scaled_crop_agree_away_from_borders(toy_pairs: list[Pair], seed: int) -> None:
-    image, mask = crop_of(toy_pairs, seed, scales=(0.5, 2.0), mosaic=0.0, jitter=0.0)
+def test_image_and_mask_of_a_scaled_crop_agree_away_from_borders(toy_pairs: list[Pair], seed: int, turn: float) -> None:
+    image, mask = crop_of(toy_pairs, seed, scales=(0.5, 2.0), mosaic=0.0, jitter=0.0, turn=turn)
     near = mask.float()[None, None]
-    inside = (F.max_pool2d(near, 5, 1) == -F.max_pool2d(-near, 5, 1))[0, 0]  # one class in 5 x 5 pixels
-    assert inside.float().mean() > 0.03
-    middle = (slice(2, -2), slice(2, -2))
+    reach = 3 if turn else 2  # pixels are resampled twice where crops are turned
+    window = 2 * reach + 1
+    inside = (F.max_pool2d(near, window, 1) == -F.max_pool2d(-near, window, 1))[0, 0]  # one class in the window
+    assert inside.float().mean() > 0.01
+    middle = (slice(reach, -reach), slice(reach, -reach))
     torch.testing.assert_close(image[0][middle][inside], expected_image(mask)[middle][inside], atol=1e-4, rtol=0)
 
 
@@ -242,3 +245,20 @@ def test_images_are_left_as_they_were(toy_pairs: list[Pair]) -> None:
     for (image, mask), (old_image, old_mask) in zip(toy_pairs, before, strict=True):
         np.testing.assert_array_equal(image, old_image)
         np.testing.assert_array_equal(mask, old_mask)
+
+
+def test_turned_crop_shows_lines_at_any_angle() -> None:
+    side = 200
+    mask = np.zeros((side, side), np.uint8)
+    mask[:, side // 2 :] = 1
+    image = np.repeat((100 * mask)[None], 3, 0)
+    angles = []
+    for seed in range(40):
+        found = crop_of([(image, mask)], seed, scales=(1.0, 1.0), mosaic=0.0, jitter=0.0, turn=1.0)[1].float()
+        if (found == IGNORE).any() or not 0.2 < found.mean() < 0.8:
+            continue
+        down, right = found.diff(dim=0).sum(), found.diff(dim=1).sum()  # the line's extent along each axis
+        angles.append(float(torch.atan2(down, right)) % (torch.pi / 2))
+    assert len(angles) >= 8
+    assert len([angle for angle in angles if 0.15 < angle < torch.pi / 2 - 0.15]) >= len(angles) / 2, angles
+    assert max(angles) - min(angles) > 0.5, angles

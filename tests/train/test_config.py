@@ -158,6 +158,7 @@ WRONG = [
     ("scales = [1.0, inf]", r"scales go from a lower to a higher factor; got \[1\.0, inf\]"),
     ("mosaic = 1.5", r"mosaic is a share from 0 to 1; got 1\.5"),
     ("balance = -0.5", r"balance is a share from 0 to 1; got -0\.5"),
+    ("turn = 2", r"turn is a share from 0 to 1; got 2\.0"),
     ("ema_decay = 1.0", r'ema_decay lies from 0 to 1 or is "auto"; got 1\.0'),
     ("ema_decay = nan", r"ema_decay is a finite number; got nan"),
     ('ema_decay = "always"', r"""ema_decay lies from 0 to 1 or is "auto"; got 'always'"""),
