@@ -108,18 +108,16 @@ def start_of(extent: int, side: int, rng: np.random.Generator, on: int | None) -
 def mosaic(
     pool: ImagePool, config: AugmentConfig, rng: np.random.Generator, *, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
-    """Four crops that meet at a random point."""
+    """Four crops that meet at a random point, each no larger than it is seen."""
     size = config.crop
     row, col = (int(value) for value in rng.integers(size // 4, size - size // 4 + 1, 2))
-    image, mask = turned_crop(pool, size, config, rng, ignore_index=ignore_index)
-    for rows, cols in (
-        (slice(row), slice(col, None)),
-        (slice(row, None), slice(col)),
-        (slice(row, None), slice(col, None)),
-    ):
-        other, other_mask = turned_crop(pool, size, config, rng, ignore_index=ignore_index)
-        image[:, rows, cols], mask[rows, cols] = other[:, rows, cols], other_mask[rows, cols]
-    return image, mask
+    pieces = []
+    for height, width in ((row, col), (row, size - col), (size - row, col), (size - row, size - col)):
+        image, mask = turned_crop(pool, max(height, width), config, rng, ignore_index=ignore_index)
+        pieces.append((image[:, :height, :width], mask[:height, :width]))
+    images, masks = zip(*pieces, strict=True)
+    image = torch.cat([torch.cat(images[:2], 2), torch.cat(images[2:], 2)], 1)
+    return image, torch.cat([torch.cat(masks[:2], 1), torch.cat(masks[2:], 1)], 0)
 
 
 def jitter(image: Tensor, amount: float, rng: np.random.Generator) -> Tensor:

@@ -25,12 +25,8 @@ class MovingAverage(WeightAveraging):
             # Worked out where the weights are: to ask for the number of steps would wait for the device.
             rest = 1 - ((1 + steps) / (10 + steps)).clamp(max=decay)
             # In this form what does not change, as the positional encoding, is kept to the last bit.
-            change = torch._foreach_sub(current, averaged)
-            if not averaged[0].is_floating_point():  # counters: the share would be cut to 0
-                change = [(rest * value).to(value.dtype) for value in change]
-            else:
-                torch._foreach_mul_(change, rest)
-            torch._foreach_add_(averaged, change)
+            change = torch._foreach_mul(torch._foreach_sub(current, averaged), rest)
+            torch._foreach_add_(averaged, [part.to(averaged[0].dtype) for part in change])  # counters are whole
 
         super().__init__(multi_avg_fn=mean)
 

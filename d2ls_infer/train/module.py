@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -22,6 +23,11 @@ from d2ls_infer.nn.encoder import STRIDES
 from d2ls_infer.segmenter import D2LSSegmenter
 from d2ls_infer.train.config import TrainConfig
 from d2ls_infer.train.losses import consistency, d2ls_loss
+
+log = logging.getLogger(__name__)
+
+TERMS = ("total", "dynamic_cross_entropy", "dynamic_dice", "contrastive", "static_cross_entropy", "static_dice")
+"""The terms of the loss that there always are, and their weighted sum."""
 
 
 class D2LSModule(pl.LightningModule):
@@ -47,6 +53,7 @@ class D2LSModule(pl.LightningModule):
         self.network = network
         self.about, self.config, self.validation, self.left_out = about, config, validation, left_out
         self.matrix = ConfusionMatrix(about.labels)
+        self.steps: dict[tuple[bool, int, torch.Size], Callable[[Tensor, Tensor], Tensor]] = {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["about"] = self.about.to_dict()
@@ -71,29 +78,16 @@ class D2LSModule(pl.LightningModule):
 
     def terms(self, pixels: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Every term of the loss by name, of a batch, and their weighted sum as `total`."""
-        config = self.config
-        # Asked for only where it is wanted: a network made for a comparison may have no dictionary.
-        how = {"shared": True} if torch.rand(()) < config.shared_dictionary else {}
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
-        output = self.network(pixels, **how)
-        shift, part = 0, None
+        config, shift = self.config, 0
+        shared = bool(torch.rand(()) < config.shared_dictionary)
         if config.consistency:
             shift = STRIDES[-1] * int(torch.randint(1, max(2, pixels.shape[-1] // (2 * STRIDES[-1]) + 1), ()))
-            part = self.network(pixels[..., shift:, shift:], **how)
-        with torch.autocast(pixels.device.type, enabled=False):  # sums over a batch's pixels need float32
-            terms = d2ls_loss(
-                output,
-                target,
-                ignore_index=self.about.labels.ignore_index,
-                static_weight=config.static_weight,
-                dynamic_weight=config.dynamic_weight,
-                contrastive_weight=config.contrastive_weight,
-                static_dice=config.static_dice,
-            )
-            if part is not None:
-                terms["consistency"] = consistency(output.logits[..., shift:, shift:], part.logits)
-                terms["total"] = terms["total"] + config.consistency * terms["consistency"]
-        return terms
+        key = (shared, shift, pixels.shape)
+        if key not in self.steps:
+            step = Step(self.network, config, self.about.labels.ignore_index, shared=shared, shift=shift)
+            self.steps[key] = replayed(step, pixels, target)
+        values = self.steps[key](pixels, target)
+        return dict(zip((*TERMS, "consistency") if shift else TERMS, values.unbind(), strict=True))
 
     def on_validation_epoch_start(self) -> None:
         self.matrix = ConfusionMatrix(self.about.labels)
@@ -127,6 +121,58 @@ class D2LSModule(pl.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, steps, config))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class Step(nn.Module):
+    """Pixels (B, bands, S, S) and target (B, S, S) of a batch -> the terms of the loss, in the order of `TERMS`.
+
+    shared: one dictionary for the batch. shift: how far into its crop the part lies that `consistency`, the last of the
+    terms then, looks at besides; 0 for none.
+    """
+
+    def __init__(self, network: D2LS, config: TrainConfig, ignore_index: int, *, shared: bool, shift: int) -> None:
+        super().__init__()
+        self.network, self.config, self.ignore_index, self.shift = network, config, ignore_index, shift
+        # Asked for only where it is wanted: a network made for a comparison may have no dictionary.
+        self.how = {"shared": True} if shared else {}
+
+    def forward(self, pixels: Tensor, target: Tensor) -> Tensor:
+        config, shift = self.config, self.shift
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        output = self.network(pixels, **self.how)
+        part = self.network(pixels[..., shift:, shift:], **self.how) if shift else None
+        with torch.autocast(pixels.device.type, enabled=False):  # sums over a batch's pixels need float32
+            terms = d2ls_loss(
+                output,
+                target,
+                ignore_index=self.ignore_index,
+                static_weight=config.static_weight,
+                dynamic_weight=config.dynamic_weight,
+                contrastive_weight=config.contrastive_weight,
+                static_dice=config.static_dice,
+            )
+            values = [terms[name] for name in TERMS]
+            if part is not None:
+                values.append(consistency(output.logits[..., shift:, shift:], part.logits))
+                values[0] = values[0] + config.consistency * values[-1]
+            return torch.stack(values)
+
+
+def replayed(step: Step, pixels: Tensor, target: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """A step as it is, or, on a single CUDA device, as graphs of its kernels, forward and backward.
+
+    A light network's kernels are done sooner than the host can start them one by one.
+    """
+    if pixels.device.type != "cuda" or torch.distributed.is_initialized():
+        return step
+    dtype = torch.get_autocast_dtype("cuda")
+    try:
+        with torch.autocast("cuda", dtype, enabled=torch.is_autocast_enabled("cuda"), cache_enabled=False):
+            graphs = torch.cuda.make_graphed_callables(step, (pixels, target), allow_unused_input=True)
+    except RuntimeError as error:
+        log.warning("training goes on without CUDA graphs: %s", error)
+        return step
+    return cast(Callable[[Tensor, Tensor], Tensor], graphs)
 
 
 def parameter_groups(network: D2LS, config: TrainConfig) -> list[dict[str, Any]]:
