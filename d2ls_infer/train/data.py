@@ -63,12 +63,8 @@ class CropDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         assert self.trainer is not None
         crops = CropDataset(self.pool, self.config, self.about, self.trainer.current_epoch)
-        return DataLoader(
-            crops,
-            batch_size=self.config.batch_size,
-            num_workers=self.workers,
-            pin_memory=torch.cuda.is_available(),  # from there they are copied beside the computation
-        )
+        # Not into pinned memory: a thread would take it while the module records its graphs, which CUDA forbids.
+        return DataLoader(crops, batch_size=self.config.batch_size, num_workers=self.workers)
 
     def val_dataloader(self) -> DataLoader[Any]:
         # Numbers only: Lightning copies what a loader gives to the device, and the tiler reads the images itself.

@@ -26,8 +26,11 @@ from d2ls_infer.train.losses import consistency, d2ls_loss
 
 log = logging.getLogger(__name__)
 
-TERMS = ("total", "dynamic_cross_entropy", "dynamic_dice", "contrastive", "static_cross_entropy", "static_dice")
-"""The terms of the loss that there always are, and their weighted sum."""
+TERMS = (
+    "total", "dynamic_cross_entropy", "dynamic_dice", "contrastive",
+    "static_cross_entropy", "static_dice", "consistency",
+)  # fmt: skip
+"""The weighted sum of the loss and its terms; the last is there only where it is asked for."""
 
 
 class D2LSModule(pl.LightningModule):
@@ -53,6 +56,7 @@ class D2LSModule(pl.LightningModule):
         self.network = network
         self.about, self.config, self.validation, self.left_out = about, config, validation, left_out
         self.matrix = ConfusionMatrix(about.labels)
+        self.pool = torch.cuda.graph_pool_handle() if torch.cuda.is_available() else None
         self.steps: dict[tuple[bool, int, torch.Size], Callable[[Tensor, Tensor], Tensor]] = {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -70,14 +74,7 @@ class D2LSModule(pl.LightningModule):
         torch.manual_seed(hash((self.config.seed, self.current_epoch, batch_idx, self.global_rank)) % 2**63)
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
-        terms = self.terms(*batch)
-        logged = {f"train/{name}": value.detach() for name, value in terms.items()}
-        logged["train/learning_rate"] = self.trainer.optimizers[0].param_groups[-1]["lr"]
-        self.log_dict(logged, on_step=False, on_epoch=True, sync_dist=True)
-        return terms["total"]
-
-    def terms(self, pixels: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Every term of the loss by name, of a batch, and their weighted sum as `total`."""
+        pixels, target = batch
         config, shift = self.config, 0
         shared = bool(torch.rand(()) < config.shared_dictionary)
         if config.consistency:
@@ -85,9 +82,12 @@ class D2LSModule(pl.LightningModule):
         key = (shared, shift, pixels.shape)
         if key not in self.steps:
             step = Step(self.network, config, self.about.labels.ignore_index, shared=shared, shift=shift)
-            self.steps[key] = replayed(step, pixels, target)
-        values = self.steps[key](pixels, target)
-        return dict(zip((*TERMS, "consistency") if shift else TERMS, values.unbind(), strict=True))
+            self.steps[key] = replayed(step, pixels, target, self.pool)
+        terms = self.steps[key](pixels, target)
+        logged = {f"train/{name}": value for name, value in zip(TERMS, terms.detach(), strict=False)}
+        logged["train/learning_rate"] = self.trainer.optimizers[0].param_groups[-1]["lr"]
+        self.log_dict(logged, on_step=False, on_epoch=True, sync_dist=True)
+        return terms[0]
 
     def on_validation_epoch_start(self) -> None:
         self.matrix = ConfusionMatrix(self.about.labels)
@@ -126,8 +126,8 @@ class D2LSModule(pl.LightningModule):
 class Step(nn.Module):
     """Pixels (B, bands, S, S) and target (B, S, S) of a batch -> the terms of the loss, in the order of `TERMS`.
 
-    shared: one dictionary for the batch. shift: how far into its crop the part lies that `consistency`, the last of the
-    terms then, looks at besides; 0 for none.
+    shared: one dictionary for the batch. shift: how far into its crop the part lies that `consistency` looks at
+    besides; 0 for none, and no such term.
     """
 
     def __init__(self, network: D2LS, config: TrainConfig, ignore_index: int, *, shared: bool, shift: int) -> None:
@@ -151,28 +151,32 @@ class Step(nn.Module):
                 contrastive_weight=config.contrastive_weight,
                 static_dice=config.static_dice,
             )
-            values = [terms[name] for name in TERMS]
+            values = [terms[name] for name in TERMS[:-1]]
             if part is not None:
                 values.append(consistency(output.logits[..., shift:, shift:], part.logits))
                 values[0] = values[0] + config.consistency * values[-1]
             return torch.stack(values)
 
 
-def replayed(step: Step, pixels: Tensor, target: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+def replayed(step: Step, pixels: Tensor, target: Tensor, pool: Any) -> Callable[[Tensor, Tensor], Tensor]:
     """A step as it is, or, on a single CUDA device, as graphs of its kernels, forward and backward.
 
-    A light network's kernels are done sooner than the host can start them one by one.
+    A light network's kernels are done sooner than the host can start them one by one. pool: memory that all graphs of a
+    run share, one of which runs at a time.
     """
     if pixels.device.type != "cuda" or torch.distributed.is_initialized():
         return step
     dtype = torch.get_autocast_dtype("cuda")
+    record: Any = torch.cuda.make_graphed_callables
     try:
         with torch.autocast("cuda", dtype, enabled=torch.is_autocast_enabled("cuda"), cache_enabled=False):
-            graphs = torch.cuda.make_graphed_callables(step, (pixels, target), allow_unused_input=True)
+            return cast(
+                Callable[[Tensor, Tensor], Tensor],
+                record(step, (pixels, target), allow_unused_input=True, pool=pool),
+            )
     except RuntimeError as error:
         log.warning("training goes on without CUDA graphs: %s", error)
         return step
-    return cast(Callable[[Tensor, Tensor], Tensor], graphs)
 
 
 def parameter_groups(network: D2LS, config: TrainConfig) -> list[dict[str, Any]]:

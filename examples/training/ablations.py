@@ -117,7 +117,8 @@ def without_interactor(config: D2LSConfig) -> D2LS:
             super().__init__()
             self.upsampler, self.dictionary_head = decoder.upsampler, decoder.dictionary_head
 
-        def forward(self, dictionary: Tensor, features: Tensor) -> Tensor:
+        def forward(self, dictionary: Tensor, features: Tensor, *, shared: bool = False) -> Tensor:
+            assert not shared, "without attention there is nothing that a batch could share"
             image = features.flatten(2).transpose(1, 2)
             logits: Tensor = self.upsampler(image, self.dictionary_head(dictionary), *features.shape[-2:])
             return logits

@@ -22,7 +22,7 @@ from d2ls_infer.nn import D2LS, D2LSConfig, TrainingOutput
 from d2ls_infer.train.config import TrainConfig
 from d2ls_infer.train.data import CropDataset
 from d2ls_infer.train.losses import d2ls_loss
-from d2ls_infer.train.module import D2LSModule, parameter_groups, rate_factor
+from d2ls_infer.train.module import D2LSModule, Step, parameter_groups, rate_factor, replayed
 from d2ls_infer.train.pool import ImagePool
 
 MakeConfig = Callable[..., TrainConfig]
@@ -138,6 +138,32 @@ def test_a_part_of_the_crop_is_to_be_told_as_in_the_whole(
     assert float(total.detach()) == pytest.approx(float(dynamic + 0.4 * static + 3 * terms["consistency"]), rel=1e-5)
     total.backward()
     assert all(value.grad is None or value.grad.isfinite().all() for value in network.parameters())
+
+
+def test_on_a_cpu_a_step_runs_as_it_is(network: D2LS, make_config: MakeConfig) -> None:
+    step = Step(network, make_config(), 255, shared=False, shift=0)
+    assert replayed(step, torch.zeros(1, 3, 64, 64), torch.zeros(1, 64, 64, dtype=torch.int64), None) is step
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("shift", [0, 32])
+def test_a_replayed_step_gives_the_terms_and_gradients_of_the_step(
+    network: D2LS, make_config: MakeConfig, shift: int
+) -> None:
+    network.cuda().train()
+    steps = [Step(network, make_config(consistency=1.0), 255, shared=False, shift=shift) for _ in range(2)]
+    pixels, target = torch.randn(2, 3, 128, 128, device="cuda"), torch.randint(0, 3, (2, 128, 128), device="cuda")
+    fast = replayed(steps[0], pixels, target, torch.cuda.graph_pool_handle())
+    for _ in range(2):
+        pixels, target = torch.randn_like(pixels), target.flip(1)
+        found = []
+        for step in (steps[1], fast):
+            network.zero_grad()
+            terms = step(pixels, target)
+            terms[0].backward()
+            found.append((terms.detach().clone(), [p.grad.clone() for p in network.parameters() if p.grad is not None]))
+        for expected, got in zip(*found, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_validation_counts_what_an_evaluation_counts(
