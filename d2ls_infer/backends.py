@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 
 from d2ls_infer.errors import D2LSError, UsageError, shortened
 from d2ls_infer.files import write_whole
-from d2ls_infer.nn import pad_to_stride
+from d2ls_infer.nn import as_cuda_runs_it, pad_to_stride
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,8 @@ def version_of(backend: str) -> str:
 def runner(backend: str, network: nn.Module) -> Run:
     """A network in its inference form, run by a backend that `check_backend` lets pass."""
     if backend == "torch":
-        return network
+        on_cuda = any(parameter.is_cuda for parameter in network.parameters())
+        return Replayed(as_cuda_runs_it(network)) if on_cuda else network
     if backend == "compile":
         return Compiled(network)
     make: dict[str, Callable[[ExportedProgram], Run]] = {"openvino": OpenVINO.of, "onnxruntime": ONNXRuntime.of}
@@ -93,6 +94,70 @@ class Compiled:
             reason = str(error).strip().splitlines()[0]
             raise D2LSError(f"the network cannot be compiled here: {reason}; try another --backend") from error
         return logits
+
+
+class Replayed:
+    """A network on CUDA whose hundreds of kernels are started as one: a CUDA graph for each of the last shapes.
+
+    The first batch of a shape runs as it comes, which makes ready what is kept; from the second on it is replayed. What
+    comes out is written over by the next batch. A network that cannot be captured runs as it comes, and the log says
+    so. capture: makes what replays a network for batches of one shape.
+    """
+
+    def __init__(self, network: nn.Module, capture: Callable[[nn.Module, Tensor], Run] | None = None) -> None:
+        self.network, self.capture = network, capture or Capture()
+        self.replays: dict[tuple[int, ...], Run | None] = {}
+        self.can_capture = True
+
+    @torch.inference_mode()
+    def __call__(self, pixels: Tensor) -> Tensor:
+        shape = tuple(pixels.shape)
+        is_new = shape not in self.replays
+        replay = self.replays.pop(shape, None)
+        if replay is None and not is_new and self.can_capture:
+            replay = self.captured(pixels)
+        self.replays[shape] = replay  # as the latest
+        while len(self.replays) > GRAPHS:
+            del self.replays[next(iter(self.replays))]
+        logits: Tensor = self.network(pixels) if replay is None else replay(pixels)
+        return logits
+
+    def captured(self, pixels: Tensor) -> Run | None:
+        """What replays the network, if anything does."""
+        try:
+            return self.capture(self.network, pixels)
+        except RuntimeError as error:
+            reason = str(error).strip().partition("\n")[0]
+            log.warning("the network runs without CUDA graphs, which may be slower: %s", shortened(reason))
+            self.can_capture = False
+            return None
+
+
+class Capture:
+    """Makes CUDA graphs, whose memory is shared: they must run one after the other."""
+
+    def __init__(self) -> None:
+        self.pool: Any = None
+
+    def __call__(self, network: nn.Module, pixels: Tensor) -> Run:
+        """A graph of a network that has run for the shape of `pixels` before."""
+        if self.pool is None:
+            self.pool = torch.cuda.graph_pool_handle()
+        given = pixels.clone()
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may go on with their work on the device in the meantime.
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            found = network(given)
+        # The graph reads them where they are now, and the network forgets them one day.
+        kept = [list(getattr(module, "positions", {}).values()) for module in network.modules()]
+
+        def replay(pixels: Tensor) -> Tensor:
+            assert kept is not None
+            given.copy_(pixels)
+            graph.replay()
+            return found
+
+        return replay
 
 
 class Graphs:

@@ -49,6 +49,7 @@ from d2ls_infer.segmenter import (
 )
 from d2ls_infer.store import all_named, at_hand, check_writable, exists, named, place
 from d2ls_infer.tiling import Around, Rows, Tile, TileGrid, blend, rows_sharing_batches
+from d2ls_infer.transfers import Beside
 from d2ls_infer.weights import WeightsFile, find_weights, load_network, warn_of_terms
 
 log = logging.getLogger(__name__)
@@ -363,8 +364,14 @@ def finish_rows(
         with watch("score"):
             return in_parts(batch)
 
+    beside = Beside(job.device)
+
+    def write_handed(handed: Any) -> None:
+        with beside.taking(handed) as rows:
+            write(rows)
+
     # Closed before the scene is, whatever happens: what reads ahead reads it.
-    with closing(ahead(read(), batch_size + 1)) as tiles, Behind(write, WRITTEN_BEHIND) as writer:
+    with closing(ahead(read(), batch_size + 1)) as tiles, Behind(write_handed, WRITTEN_BEHIND) as writer:
         blended = blend(
             score,
             counted(tiles, len(starts) * len(grid.col_starts), progress),
@@ -382,7 +389,7 @@ def finish_rows(
             if rows.first >= last:
                 break
             if rows.first + len(rows.covered) > first:
-                writer.give(rows)
+                writer.give(beside.hand(rows))
     return empty
 
 

@@ -17,6 +17,7 @@ from d2ls_infer.labels import NODATA, LabelMap
 from d2ls_infer.manifest import ModelDescription
 from d2ls_infer.nn import ByEmbeddings, FoldedD2LS, inference_form
 from d2ls_infer.tiling import TileGrid, blend, parse_overlap
+from d2ls_infer.transfers import Uploads
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
@@ -76,6 +77,7 @@ class D2LSSegmenter:
         self.backend, self.is_settled = backend, backend != "auto"
         self.run = runner("torch" if backend == "auto" else backend, self.network)
         self.given: tuple[Tensor, Run] | None = None
+        self.uploads = Uploads(self.device) if self.device.type == "cuda" else None
         self.description = description
         self.name, self.sha256, self.reference = name, sha256, reference
         self.labels, self.bands, self.value_range = description.labels, description.bands, description.value_range
@@ -90,6 +92,8 @@ class D2LSSegmenter:
 
     def normalise(self, batch: Tensor) -> Tensor:
         """(B, bands, H, W) raw pixel values -> the same shape as the network takes it, float32 on its device."""
+        if self.uploads is not None and batch.device.type == "cpu":
+            batch = self.uploads(batch)
         pixels = batch.to(self.device, non_blocking=True).float() * self.gain + self.offset
         return pixels.contiguous(memory_format=torch.channels_last)
 
