@@ -128,7 +128,7 @@ class Replayed:
             return self.capture(self.network, pixels)
         except RuntimeError as error:
             reason = str(error).strip().partition("\n")[0]
-            log.warning("the network runs without CUDA graphs, which may be slower: %s", shortened(reason))
+            log.warning("the network runs without CUDA graphs, which may be slower: %s", reason)
             self.can_capture = False
             return None
 
@@ -147,7 +147,7 @@ class Capture:
         graph = torch.cuda.CUDAGraph()
         # Other threads may go on with their work on the device in the meantime.
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-            found = network(given)
+            found: Tensor = network(given)
         # The graph reads them where they are now, and the network forgets them one day.
         kept = [list(getattr(module, "positions", {}).values()) for module in network.modules()]
 

@@ -62,6 +62,9 @@ T = TypeVar("T")
 WRITTEN_BEHIND = 2
 """Pieces of finished rows that may wait to be written while the next tiles are scored."""
 
+COMPRESSING = 4
+"""Threads that compress a map where the network does not need the cores: one is slower than a network on a GPU."""
+
 
 @dataclass(frozen=True)
 class PredictResult:
@@ -204,6 +207,7 @@ def predict_raster(
                 grid=job.grid,
                 bands=tuple(job.segmenter.bands),
                 overwrite=overwrite,
+                threads=1 if job.device.type == "cpu" else COMPRESSING,
             )
             return map_scene(job.observed(settings), stack.enter_context(outputs), settings, journal, progress)
 
@@ -301,9 +305,11 @@ def map_scene(
             finished = Finished(rows)
             outputs.add(finished)
             if journal:
-                journal.add(finished)
+                keeper.give(finished)
 
-    empty = finish_rows(job, options, write, watch=watch, known=known, seeing=outputs.seeing, progress=progress)
+    keep = journal.add if journal else lambda _: None
+    with Behind(keep, WRITTEN_BEHIND) as keeper:
+        empty = finish_rows(job, options, write, watch=watch, known=known, seeing=outputs.seeing, progress=progress)
     warn_of_clipping(scene)
     if empty == len(grid):
         log.warning("%s has no valid pixel%s: the map is empty", scene.path, "" if options.cut == Cut() else " there")

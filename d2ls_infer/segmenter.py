@@ -313,6 +313,12 @@ def resized(images: Tensor, scale: float, size: Sequence[int] | None = None) -> 
 
 
 def decide(scores: Tensor, covered: Tensor) -> np.ndarray:
+    """`best_classes` on the host."""
+    labels: np.ndarray = best_classes(scores, covered).cpu().numpy()
+    return labels
+
+
+def best_classes(scores: Tensor, covered: Tensor) -> Tensor:
     """Scores (K, rows, width), covered (rows, width) bool -> (rows, width) uint8: the best class, or nodata.
 
     Raises D2LSError where a covered pixel's scores are no finite numbers: the largest of those would mean nothing.
@@ -320,8 +326,7 @@ def decide(scores: Tensor, covered: Tensor) -> np.ndarray:
     if not (scores.isfinite().all(0) | ~covered).all():
         raise D2LSError("the model gave scores that are not finite numbers; try precision float32")
     best = scores.max(0).indices  # on a CPU many times as fast as argmax; of equal ones the first, too
-    labels: np.ndarray = best.to(torch.uint8).where(covered, NODATA).cpu().numpy()
-    return labels
+    return best.to(torch.uint8).where(covered, NODATA)
 
 
 def precision_of(segmenter: object) -> str:

@@ -33,14 +33,14 @@ class Pace:
 
 
 class Uploads:
-    """Batches on the CPU -> the same on a CUDA device, by pinned memory, while the device is at work on earlier ones."""
+    """Batches on the CPU -> the same on a CUDA device, through pinned memory, while it is at work on earlier ones."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.stream = device, torch.cuda.Stream(device)
+        self.device, self.stream = device, torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.pace = Pace(self.mark)
 
     def mark(self) -> Wait:
-        event = torch.cuda.Event()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self.device))
         return event.synchronize
 
@@ -58,18 +58,20 @@ class Uploads:
 class Beside:
     """Lets another thread work on what is made on a CUDA device, without waiting for what is begun there afterwards.
 
-    `hand` is called by the thread that made a thing, `taking` by the other one around its work. On other devices both do
-    nothing.
+    `hand` is called by the thread that made a thing, `taking` by the other one around its work. On other devices both
+    do nothing.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def hand(self, item: T) -> tuple[T, torch.cuda.Event | None]:
         """A thing, with a mark of when it is there."""
         if self.stream is None:
             return item, None
-        event = torch.cuda.Event()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self.stream.device))
         return item, event
 

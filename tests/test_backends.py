@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from d2ls_infer import backends, load_model
-from d2ls_infer.backends import check_backend, exported, fastest_backend, runner, version_of
+from d2ls_infer.backends import Replayed, check_backend, exported, fastest_backend, runner, version_of
 from d2ls_infer.errors import D2LSError, UsageError
 from d2ls_infer.nn import D2LS, D2LSConfig, fold
 
@@ -205,3 +205,41 @@ def test_a_scenes_dictionary_gives_the_same_map_on_any_backend(backend: str, tin
     own = load_model(tiny_weights, device="cpu", precision="float32").predict(pixels, tile_size=96, overlap=32)
     assert (found == expected).mean() >= 0.999
     assert (own != found).any(), "a dictionary that changes nothing was not used"
+
+
+# CUDA graphs
+
+
+def test_the_second_batch_of_a_shape_is_captured_and_all_others_replayed() -> None:
+    captured = []
+
+    def capture(network: nn.Module, pixels: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        captured.append(tuple(pixels.shape))
+        return lambda pixels: 2 * pixels
+
+    run = Replayed(nn.Identity(), capture)
+    shapes = [(8, 3), (8, 3), (5, 3), (8, 3), (5, 3), (5, 3), (1, 3)]
+    found = [run(torch.ones(shape)) for shape in shapes]
+    assert [bool((logits == 2).all()) for logits in found] == [False, True, False, True, True, True, False]
+    assert captured == [(8, 3), (5, 3)]
+
+
+def test_only_the_graphs_of_the_last_shapes_are_kept() -> None:
+    run = Replayed(nn.Identity(), lambda network, pixels: network)
+    for size in (1, 1, 2, 2, 3, 3, 1, 4, 4, 1):
+        run(torch.ones(size))
+    assert list(run.replays) == [(3,), (4,), (1,)]
+
+
+def test_a_network_that_cannot_be_captured_runs_as_it_comes(caplog: pytest.LogCaptureFixture) -> None:
+    tried = []
+
+    def capture(network: nn.Module, pixels: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        tried.append(1)
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    run = Replayed(nn.Identity(), capture)
+    for size in (1, 1, 1, 2, 2):
+        assert torch.equal(run(torch.ones(size)), torch.ones(size))
+    assert len(tried) == 1
+    assert "runs without CUDA graphs, which may be slower: operation not permitted" in caplog.text

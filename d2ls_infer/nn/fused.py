@@ -19,7 +19,6 @@ from timm.layers import GELU, GELUTanh
 from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
-from d2ls_infer.errors import shortened
 from d2ls_infer.nn.decoder import HEADS, per_head
 from d2ls_infer.nn.folded import (
     ByEmbeddings,
@@ -41,7 +40,7 @@ PIXELS = 64
 
 
 def as_cuda_runs_it(network: nn.Module) -> nn.Module:
-    """A network on CUDA in the form it is fastest in: fused, if it is known here and its kernels work; the log says it."""
+    """A network on CUDA in the form it is fastest in: fused, if it is known here and its kernels work."""
     if isinstance(network, ByEmbeddings):
         return ByEmbeddings(as_cuda_runs_it(network.network), network.given)
     device = next(network.parameters()).device
@@ -56,7 +55,7 @@ def as_cuda_runs_it(network: nn.Module) -> nn.Module:
         raise
     except Exception as error:  # Triton has many, first of all for want of a C compiler
         reason = str(error).strip().partition("\n")[0]
-        log.warning("the network runs without kernels of its own, which is slower: %s", shortened(reason))
+        log.warning("the network runs without kernels of its own, which is slower: %s", reason)
         return network
     return fused
 
@@ -87,18 +86,12 @@ def fuse(
         for stage in network.encoder.backbone.modules():
             blocks = getattr(stage, "blocks", None)
             if isinstance(blocks, nn.Sequential) and len(blocks) and all(map(is_usual, blocks)):
-                stage.blocks = FusedBlocks(list(blocks), sums)  # type: ignore[arg-type]
+                stage.blocks = FusedBlocks(list(blocks), sums)
     width = network.config.embed_dim
     if decoder and network.config.num_classes <= most_classes() and width & (width - 1) == 0 and width >= 64:
-        network.mapping = FusedMapping(network.mapping)
-        for module in list(network.decoder.modules()):
-            # Another kind of module on the same weights.
-            if isinstance(module, FoldedBlock):
-                module.__class__ = FusedBlock
-            elif isinstance(module, TokensQueryImage):
-                module.__class__ = FusedTokensQueryImage
-            elif isinstance(module, FoldedUpsampler):
-                module.__class__ = FusedUpsampler
+        for module in network.modules():
+            if kind := FUSED.get(type(module)):
+                module.__class__ = kind  # the same weights, run otherwise
     return network
 
 
@@ -200,12 +193,8 @@ def adds_in_float32(dtype: torch.dtype) -> bool:
     return bool((total == 16).all())
 
 
-class FusedMapping(nn.Module):
+class FusedMapping(FoldedMapping):
     """`FoldedMapping` whose resized levels are added in one pass."""
-
-    def __init__(self, mapping: FoldedMapping) -> None:
-        super().__init__()
-        self.weights, self.bias = mapping.weights, mapping.bias
 
     def forward(self, levels: list[Tensor]) -> Tensor:
         from d2ls_infer.nn.kernels import resized_sum
@@ -265,3 +254,12 @@ class FusedUpsampler(FoldedUpsampler):
         spread = torch.einsum("bnc,ts->bncts", classes, parts).flatten(2, 3)  # (B, N, C'/4, 4)
         norm = self.norm
         return upsampled(image, spread, norm.weight, norm.bias, norm.eps, height, width)
+
+
+FUSED: dict[type[nn.Module], type[nn.Module]] = {
+    FoldedMapping: FusedMapping,
+    FoldedBlock: FusedBlock,
+    TokensQueryImage: FusedTokensQueryImage,
+    FoldedUpsampler: FusedUpsampler,
+}
+"""The parts of the inference form, and what they become."""

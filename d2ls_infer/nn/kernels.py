@@ -169,9 +169,10 @@ def pooled(probe: Tensor, image: Tensor, placed: Tensor, parts: torch.dtype = to
     chunks = triton.cdiv(pixels, CHUNK)
     found = torch.empty((batch, chunks, queries, channels), device=image.device)
     weights = torch.empty((2, batch, chunks, queries), device=image.device)
+    exact = probe.dtype == torch.float32
     pooled_kernel[(chunks, batch)](
         probe, image, placed, found, weights, pixels, queries, weights.stride(0),
-        channels, block, CHUNK, *((32, PARTS[parts]) if probe.dtype == torch.float32 else (64, None)), num_warps=8, num_stages=2,
+        channels, block, CHUNK, *((32, PARTS[parts]) if exact else (64, None)), num_warps=8, num_stages=2,
     )  # fmt: skip
     out = torch.empty((batch, queries, channels), device=image.device)
     merged_kernel[(queries, batch)](found, weights, out, chunks, queries, weights.stride(0), channels, num_warps=4)

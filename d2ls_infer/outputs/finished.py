@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from functools import cached_property
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from d2ls_infer.errors import D2LSError
 from d2ls_infer.labels import NODATA
-from d2ls_infer.segmenter import decide
+from d2ls_infer.segmenter import best_classes
 from d2ls_infer.tiling import Rows
 
 STEPS = 250
@@ -51,8 +52,22 @@ class Finished:
         return {name: value for name, value in vars(self).items() if name in VALUES}
 
     @cached_property
+    def classes(self) -> Tensor:
+        """The labels, where the scores are."""
+        return best_classes(self.rows.scores, self.rows.covered)
+
+    @cached_property
     def labels(self) -> np.ndarray:
-        return decide(self.rows.scores, self.rows.covered)
+        labels: np.ndarray = self.classes.cpu().numpy()
+        return labels
+
+    def class_counts(self, classes: int) -> np.ndarray:
+        """(rows, classes): how many pixels of each row have each label."""
+        labels = vars(self).get("classes")
+        if labels is None or labels.device.type == "cpu":
+            return np.stack([np.bincount(row, minlength=256)[:classes] for row in self.labels])
+        counts: np.ndarray = torch.stack([(labels == index).sum(1) for index in range(classes)], 1).cpu().numpy()
+        return counts
 
     @cached_property
     def confidence(self) -> np.ndarray:

@@ -3,15 +3,16 @@
     python tests/benchmarks/gpu.py [matrix] [network] [labels] [pieces] [scene] [--batches 8,16,32] [--seconds 60]
 
 matrix: products of 8192 x 8192 bfloat16 matrices, and copies, as the measure of all else. network: ConvNeXt-Base, seven
-classes, 512 px, in several forms. labels: those forms against float32, by random weights and by a bundled model. pieces:
-each part of the network alone, in every way that was thought of. scene: `predict_raster` of a generated 16k x 16k scene
-against the network's own time. By default the first three. What fails is told and the rest goes on; exits with 1 then.
-Without a GPU all runs on the CPU, which only shows that it works: give --tiny.
+classes, 512 px, random weights, in several forms, their labels against float32. labels: the same of a bundled model.
+pieces: each part of the network alone, in every way that was thought of. scene: `predict_raster` of a generated scene
+of 16k x 16k pixels against the network's own time. By default the first three. What fails is told and the rest goes
+on; exits with 1 then. Without a GPU all runs on the CPU, which only shows that it works: give --tiny.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import sys
@@ -20,6 +21,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +155,7 @@ def matrix(bench: Bench) -> None:
 # The network
 
 
+@cache
 def a_network(bench: Bench) -> D2LS:
     """ConvNeXt-Base with random weights; its blocks count as they do when it is trained."""
     torch.manual_seed(0)
@@ -185,6 +188,7 @@ def variants(bench: Bench, network: D2LS) -> dict[str, Callable[[], Callable[[Te
         with autocast(pixels.device, torch.bfloat16):
             return published(channels_last, pixels).float()
 
+    in_float16 = cache(lambda: fold(network, torch.float16))
     forms: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
         "published, autocast": lambda: plain,
         "folded": lambda: half,
@@ -192,12 +196,11 @@ def variants(bench: Bench, network: D2LS) -> dict[str, Callable[[], Callable[[Te
     }
     if can_fuse(half, bench.device):
         forms |= {
-            "fused encoder, graph": lambda: fuse(half, decoder=False),
-            "fused decoder, graph": lambda: fuse(half, encoder=False),
             "fused, graph": lambda: fuse(half),
+            "fused encoder, graph": lambda: fuse(half, decoder=False),
+            "fused float16, graph": lambda: fuse(in_float16()),
             "fused, sums bfloat16, graph": lambda: fuse(half, sums=torch.bfloat16),
-            "fused float16, graph": lambda: fuse(fold(network, torch.float16)),
-            "fused float16, sums float16, graph": lambda: fuse(fold(network, torch.float16), sums=torch.float16),
+            "fused float16, sums float16, graph": lambda: fuse(in_float16(), sums=torch.float16),
         }
     if bench.options.compile:
         forms |= {
@@ -246,12 +249,11 @@ def of_network(bench: Bench) -> None:
         exact = fold(network)
         reference = torch.cat([exact(part) for part in few.split(1)])
         if bench.is_cuda:
-            taken = bench.seconds(lambda: exact(few), runs=2) / 4
+            taken = bench.seconds(lambda exact=exact: exact(few), runs=2) / 4
             bench.keep(f"folded float32, batch 4: {1000 * taken:.2f} ms a tile")
         del exact
-    bench.keep(
-        f"{'form':36}{'batch':>6}{'ms a tile':>11}{'TFLOP/s':>9}{'of matrix':>11}{'labels as float32':>19}{'made in':>9}"
-    )
+    titles = f"{'form':36}{'batch':>6}{'ms a tile':>11}{'TFLOP/s':>9}{'of matrix':>11}{'labels as float32':>19}"
+    bench.keep(titles + f"{'made in':>18}")
     for name, make in variants(bench, network).items():
         left = bench.options.started + bench.options.seconds - time.perf_counter()
         if left < 3:
@@ -272,14 +274,12 @@ def of_network(bench: Bench) -> None:
                 off = float((found - reference).abs().mean() / reference.std())
             for batch in batches:
                 pixels = some_pixels(bench, batch)
-                work: Work = lambda run=run, pixels=pixels: run(pixels)
-                work()
-                if "graph" in name:
-                    work = bench.replayed(work)
-                taken = bench.seconds(work) / batch
+                run(pixels)
+                work = partial(run, pixels)
+                taken = bench.seconds(bench.replayed(work) if "graph" in name else work) / batch
                 line = f"{name:36}{batch:6}{1000 * taken:11.3f}{flop / taken / 1e12:9.1f}"
                 line += f"{flop / taken / bench.matrix_rate:11.1%}{same:15.4%}"
-                bench.keep(line + (f" ({off:.1e}){made:5.1f}s" if same == same else f"{made:13.1f}s"))
+                bench.keep(line + (f" ({off:.1e}){made:5.1f}s" if not math.isnan(same) else f"{made:13.1f}s"))
                 del work
             del run, first
         if bench.is_cuda:
@@ -327,12 +327,11 @@ def pieces(bench: Bench) -> None:
             parts(bench, name, form, pixels)
     if not bench.is_cuda and not bench.options.tiny:
         return
-    counts: list[int] = [
-        len(stage.blocks) for key, stage in network.encoder.backbone.named_children() if "stages" in key
-    ]
-    for level, blocks in enumerate(counts):
-        with bench.part(f"kernels of stage {level + 1}"):
-            block_pieces(bench, network.encoder.channels[level], bench.options.size // (4 << level), batch, blocks)
+    stages = [stage for key, stage in network.encoder.backbone.named_children() if "stages" in key]
+    for number in bench.options.stages:
+        side, channels = bench.options.size // (2 << number), network.encoder.channels[number - 1]
+        with bench.part(f"kernels of stage {number}"):
+            block_pieces(bench, channels, side, batch, len(stages[number - 1].blocks))
 
 
 def parts(bench: Bench, name: str, form: FoldedD2LS, pixels: Tensor) -> None:
@@ -346,39 +345,34 @@ def parts(bench: Bench, name: str, form: FoldedD2LS, pixels: Tensor) -> None:
     image = features.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
     positions = decoder.positions_of(height, width)
     block, last = decoder.blocks[0], decoder.blocks[-1]
+    place = positions[2 * len(decoder.blocks) - 2]
     works: dict[str, Work] = {
         "backbone": lambda: form.levels(pixels),
         "mapping": lambda: form.mapping(levels),
         "dictionary": lambda: form.dictionary(levels[-1]),
-        "decoder": lambda: decoder(dictionary, features.clone()),
+        "decoder, with a copy": lambda: decoder(dictionary, features.clone()),
         "first tokens query": lambda: block.dictionary_queries_image(dictionary, image, positions[0]),
-        "other tokens query": lambda: last.dictionary_queries_image(
-            dictionary, image, positions[2 * len(decoder.blocks) - 2]
-        ),
+        "other tokens query": lambda: last.dictionary_queries_image(dictionary, image, place),
         "image queries": lambda: block.answer(image, dictionary, dictionary, positions[1]),
         "upsampler": lambda: decoder.upsampler(image, decoder.dictionary_head(dictionary), height, width),
     }
-    stages = [m for key, m in form.encoder.backbone.named_children() if "stages" in key]
-    x = None
-    with autocast(pixels.device, form.dtype):
-        stem = [m for key, m in form.encoder.backbone.named_children() if "stem" in key]
-        x = nn.Sequential(*stem)(pixels)
-        works["stem"] = lambda: cast_run(nn.Sequential(*stem), pixels, form.dtype)
-        for index, stage in enumerate(stages):
-            works[f"stage {index + 1}, downsample"] = lambda s=stage, x=x: cast_run(s.downsample, x, form.dtype)
-            x = stage.downsample(x)
-            works[f"stage {index + 1}, {len(list(stage.blocks.parameters())) // 8} blocks"] = lambda s=stage, x=x: (
-                cast_run(s.blocks, x, form.dtype)
-            )
-            x = stage.blocks(x)
+
+    def add(part: str, module: nn.Module, x: Tensor) -> Tensor:
+        def work() -> Tensor:
+            with autocast(x.device, form.dtype):
+                return module(x)
+
+        works[part] = work
+        return work()
+
+    children = dict(form.encoder.backbone.named_children())
+    x = add("stem", nn.Sequential(*(module for key, module in children.items() if "stem" in key)), pixels)
+    for index, stage in enumerate(module for key, module in children.items() if "stages" in key):
+        x = add(f"stage {index + 1}, downsample", stage.downsample, x)
+        x = add(f"stage {index + 1}, blocks", stage.blocks, x)
     for part, work in works.items():
         with bench.part(f"{name}, {part}"):
             bench.keep(f"{name:8}{part:26}{1e6 * bench.kernel_seconds(work) / batch:9.1f} us a tile")
-
-
-def cast_run(module: nn.Module, x: Tensor, dtype: torch.dtype) -> object:
-    with autocast(x.device, dtype):
-        return module(x)
 
 
 def block_pieces(bench: Bench, channels: int, side: int, batch: int, blocks: int) -> None:
@@ -391,17 +385,16 @@ def block_pieces(bench: Bench, channels: int, side: int, batch: int, blocks: int
     nchw = x_half.permute(0, 3, 1, 2)
     weight = (0.1 * torch.randn(channels, 1, 7, 7, device=device)).to(half)
     vector = torch.randn(channels, device=device)
-    rows, hidden = x_half.flatten(0, 2), torch.randn(batch * side * side, 4 * channels, device=device).to(half)
-    wide, wide_bias = (
-        (0.05 * torch.randn(4 * channels, channels, device=device)).to(half),
-        torch.randn(4 * channels, device=device).to(half),
-    )
-    narrow, narrow_bias = (0.05 * torch.randn(channels, 4 * channels, device=device)).to(half), vector.to(half)
+    rows, hidden = x_half.flatten(0, 2), torch.randn(batch * side**2, 4 * channels, device=device).to(half)
+    wide = torch.randn(4 * channels, channels, device=device).mul_(0.05).to(half)
+    narrow = torch.randn(channels, 4 * channels, device=device).mul_(0.05).to(half)
+    wide_bias, narrow_bias = torch.randn(4 * channels, device=device).to(half), vector.to(half)
     sums, sums_half = x.flatten(0, 2).clone(), rows.clone()
+    planes, exacter = nchw.contiguous(), nchw.half()
     works: dict[str, Work] = {
         "depth-wise, channels last": lambda: F.conv2d(nchw, weight, narrow_bias, padding=3, groups=channels),
-        "depth-wise, planes": lambda p=nchw.contiguous(): F.conv2d(p, weight, narrow_bias, padding=3, groups=channels),
-        "depth-wise, float16": lambda p=nchw.half(): F.conv2d(p, weight.half(), padding=3, groups=channels),
+        "depth-wise, planes": lambda: F.conv2d(planes, weight, narrow_bias, padding=3, groups=channels),
+        "depth-wise, float16": lambda: F.conv2d(exacter, weight.half(), padding=3, groups=channels),
         "norm float32 to float32": lambda: F.layer_norm(x, (channels,), vector, vector),
         "norm bfloat16": lambda: F.layer_norm(x_half, (channels,), narrow_bias, narrow_bias),
         "linear": lambda: F.linear(rows, wide, wide_bias),
@@ -416,14 +409,12 @@ def block_pieces(bench: Bench, channels: int, side: int, batch: int, blocks: int
         from d2ls_infer.nn.kernels import depthwise_norm
 
         taps = weight.flatten(1).T.contiguous()
-        for source, kind in ((x, "float32"), (x_half, "bfloat16")):
-            for rows_each in (1, 2):
-                for groups in (2, 4, 8):
-                    works[f"kernel {kind} {rows_each} x {groups}"] = (
-                        lambda source=source, rows_each=rows_each, groups=groups: depthwise_norm(
-                            source, taps, vector, vector, vector, vector, 1e-6, rows=rows_each, groups=groups
-                        )
-                    )
+        for source, rows_each, groups in ((x, 1, 4), (x, 2, 4), (x, 2, 2), (x, 2, 8), (x_half, 2, 4)):
+            works[f"kernel {str(source.dtype)[6:]} {rows_each} x {groups}"] = (
+                lambda source=source, rows_each=rows_each, groups=groups: depthwise_norm(
+                    source, taps, vector, vector, vector, vector, 1e-6, rows=rows_each, groups=groups
+                )
+            )
         from products import added_product, gelu_product
 
         for block, warps, stages in (((128, 256, 64), 8, 3), ((128, 128, 64), 4, 4), ((128, 128, 64), 8, 4)):
@@ -431,18 +422,13 @@ def block_pieces(bench: Bench, channels: int, side: int, batch: int, blocks: int
             how: Any = {"block": block, "num_warps": warps, "num_stages": stages}
             works[f"linear in Triton, GELU {kind}"] = lambda how=how: gelu_product(rows, wide, wide_bias, **how)
             works[f"narrow in Triton, float32 {kind}"] = lambda how=how: added_product(sums, hidden, narrow, **how)
-    flop = {"linear": 8, "narrow": 8}
     for part, work in works.items():
         with bench.part(f"stage of {channels} channels, {part}"):
             taken = bench.kernel_seconds(work)
-            rate = (
-                f"{flop[key] * channels * x.numel() / taken / 1e12:8.0f} TFLOP/s"
-                if (key := part.split(",")[0].split()[0]) in flop
-                else ""
-            )
-            bench.keep(
-                f"{blocks:3} x {channels:4} ch {side:4} px  {part:30}{1e6 * taken * blocks / batch:9.1f} us a tile{rate}"
-            )
+            is_product = part.startswith(("linear", "narrow"))
+            rate = f"{8 * channels * x.numel() / taken / 1e12:8.0f} TFLOP/s" if is_product else ""
+            about = f"{blocks:3} x {channels:4} ch {side:4} px"
+            bench.keep(f"{about}  {part:36}{1e6 * taken * blocks / batch:9.1f} us a tile{rate}")
 
 
 # Labels of a bundled model
@@ -464,9 +450,8 @@ def of_labels(bench: Bench) -> None:
         for row in range(0, image.shape[1] - size + 1, size)
         for col in range(0, image.shape[2] - size + 1, size)
     ][:8])  # fmt: skip
-    mean, std = (
-        torch.tensor(v, device=bench.device).view(-1, 1, 1) for v in (weights.description.mean, weights.description.std)
-    )
+    about = weights.description
+    mean, std = (torch.tensor(values, device=bench.device).view(-1, 1, 1) for values in (about.mean, about.std))
     pixels = (torch.from_numpy(tiles).to(bench.device).float() / 255 - mean) / std
     pixels = pixels.contiguous(memory_format=torch.channels_last)
     with in_full_float32():
@@ -481,9 +466,8 @@ def of_labels(bench: Bench) -> None:
                 same = float((form(pixels).argmax(1) == expected).double().mean())
                 verdict = "" if same >= GOAL_LABELS else f"  MISSED, goal {GOAL_LABELS:.1%}"
                 taken = bench.seconds(bench.replayed(lambda form=form: form(pixels))) / len(pixels)
-                bench.keep(
-                    f"labels {bench.options.model}, {name:7}{str(dtype)[6:]:9} {same:.4%} of {expected.numel()} as float32, {1000 * taken:.3f} ms a tile{verdict}"
-                )
+                line = f"labels {bench.options.model}, {name:7}{str(dtype)[6:]:9} {same:.4%} of {expected.numel()}"
+                bench.keep(f"{line} as float32, {1000 * taken:.3f} ms a tile{verdict}")
 
 
 # A scene
@@ -497,8 +481,7 @@ def of_scene(bench: Bench) -> None:
     from d2ls_infer.tiling import TileGrid
 
     side, size, batch = bench.options.scene, bench.options.size, bench.options.batch
-    with torch.inference_mode(False):
-        network = a_network(bench)
+    network = a_network(bench)
     description = ModelDescription(
         config=network.config.to_dict(), labels=LabelMap.of([f"class {index}" for index in range(CLASSES)]),
         bands=("red", "green", "blue"), value_range=(0.0, 255.0), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
@@ -652,6 +635,7 @@ def main() -> int:
     )
     parser.add_argument("--only", type=lambda text: text.split(";"), help="forms with one of these words; parts by ;")
     parser.add_argument("--compile", action="store_true", help="torch.compile too, which takes a minute or more")
+    parser.add_argument("--stages", type=numbers, default=[1, 3], help="whose kernels are timed alone, of 1 to 4")
     parser.add_argument("--backbone", default="convnext_base")
     parser.add_argument("--model", default="naip-rgb", help="of the manifest, for the labels")
     parser.add_argument("--scene", type=int, default=16384, help="side of the scene")

@@ -28,7 +28,9 @@ LEAST = {torch.bfloat16: 8e-3, torch.float16: 1e-3, torch.float32: 1e-3}  # of a
 def test_kernels_give_what_torch_gives() -> None:
     """In a process of its own: Triton decides when it is imported whether it interprets."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, check=False, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "passed" in done.stdout
 
