@@ -646,7 +646,7 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="everything small")
     options = parser.parse_args()
     if options.tiny:
-        options.batches, options.size, options.backbone, options.scene, options.batch = [2], 64, "convnext_atto", 256, 2
+        options.batches, options.size, options.backbone, options.scene, options.batch = [2], 64, "test_convnext", 256, 2
     options.started = time.perf_counter()
     os.environ.setdefault("TRITON_CACHE_DIR", str(Path(tempfile.gettempdir()) / "triton"))
     bench = Bench(options)

@@ -11,7 +11,7 @@ from d2ls_infer.nn import D2LS, ByEmbeddings, D2LSConfig, FoldedD2LS, as_cuda_ru
 from d2ls_infer.nn.fused import FusedBlocks, can_fuse, fuse
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-CONVNEXT = D2LSConfig(backbone="convnext_atto", num_classes=5, embed_dim=64, stages=2)
+CONVNEXT = D2LSConfig(backbone="test_convnext", num_classes=5, embed_dim=64, stages=2)
 
 
 def make(config: D2LSConfig = CONVNEXT) -> D2LS:
