@@ -304,8 +304,8 @@ def map_scene(
                 return
             finished = Finished(rows)
             outputs.add(finished)
-            if journal:
-                keeper.give(finished)
+            if journal:  # it gets arrays: what lies on a device is this thread's alone
+                keeper.give(Finished.of(finished.first, finished.values()))
 
     keep = journal.add if journal else lambda _: None
     with Behind(keep, WRITTEN_BEHIND) as keeper:

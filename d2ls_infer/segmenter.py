@@ -111,9 +111,10 @@ class D2LSSegmenter:
 
     def run_by(self, context: Tensor) -> Run:
         """The network by given class embeddings, which a runtime's graph takes as constants; the last ones are kept."""
-        if self.given is None or self.given[0] is not context:
-            self.given = context, runner(self.backend, ByEmbeddings(self.network, context))
-        return self.given[1]
+        given = self.given  # another thread may replace it
+        if given is None or given[0] is not context:
+            given = self.given = context, runner(self.backend, ByEmbeddings(self.network, context))
+        return given[1]
 
     @torch.inference_mode()
     def settle(self, height: int, width: int) -> None:

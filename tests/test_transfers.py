@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d2ls_infer.transfers import BATCHES_AHEAD, Beside, Pace, Uploads
+from d2ls_infer.transfers import BATCHES_AHEAD, Beside, Pace, Uploads, uploaded
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -36,6 +37,13 @@ def test_without_a_device_of_its_own_nothing_is_done() -> None:
     item = object()
     with beside.taking(beside.hand(item)) as taken:
         assert taken is item
+    tensor = torch.ones(3)
+    assert uploaded(tensor, "cpu") is tensor
+
+
+def test_uploads_travel_with_their_segmenter() -> None:
+    device = torch.device("cuda:1")
+    assert pickle.loads(pickle.dumps(Uploads(device))).device == device
 
 
 @cuda
@@ -54,4 +62,17 @@ def test_what_is_handed_over_is_there() -> None:
     torch.cuda._sleep(50_000_000)  # so that it is not there yet
     with beside.taking(beside.hand(torch.full((1000, 1000), 7.0, device="cuda"))) as taken:
         total = taken.sum()
+    assert total.item() == 7e6
+
+
+@cuda
+def test_what_was_handed_over_is_not_written_over_while_it_is_looked_at() -> None:
+    """The memory of what nobody holds any more is used again by the thread that made it."""
+    beside = Beside(torch.device("cuda"))
+    handed = beside.hand(torch.full((1000, 1000), 7.0, device="cuda"))
+    with beside.taking(handed) as taken:
+        torch.cuda._sleep(50_000_000)
+        total = taken.sum()
+    del handed, taken
+    torch.full((1000, 1000), 8.0, device="cuda")
     assert total.item() == 7e6

@@ -2,7 +2,6 @@
 
 from d2ls_infer.nn.d2ls import D2LS, D2LSConfig, TrainingOutput, autocast, pad_to_stride
 from d2ls_infer.nn.folded import ByEmbeddings, FoldedD2LS, fold, inference_form
-from d2ls_infer.nn.fused import as_cuda_runs_it
 from d2ls_infer.nn.pretrained import count_parameters, load_weights, weights_of
 
 __all__ = [
@@ -11,7 +10,6 @@ __all__ = [
     "D2LSConfig",
     "FoldedD2LS",
     "TrainingOutput",
-    "as_cuda_runs_it",
     "autocast",
     "count_parameters",
     "fold",

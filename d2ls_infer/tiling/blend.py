@@ -12,6 +12,7 @@ from torch import Tensor
 
 from d2ls_infer.errors import UsageError
 from d2ls_infer.tiling.grid import Tile, TileGrid
+from d2ls_infer.transfers import uploaded
 
 # Weight by distance to the tile's centre: 0 at the centre, 1 at the edge. None of them reaches zero inside a tile.
 TAPERS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -188,7 +189,7 @@ def blend(
             raise UsageError(f"the segmenter gave scores of shape {tuple(scores.shape)}, not {expected}")
         for (tile, _, valid), tile_scores in zip(waiting, scores, strict=True):
             all_valid = bool(valid.all())
-            yield from blender.add(tile, tile_scores, None if all_valid else on_device(valid, device))
+            yield from blender.add(tile, tile_scores, None if all_valid else uploaded(torch.from_numpy(valid), device))
         waiting.clear()
 
     for tile, (values, valid) in tiles:
@@ -204,13 +205,6 @@ def blend(
     if waiting:
         yield from add_waiting()
     yield from blender.finish()
-
-
-def on_device(valid: np.ndarray, device: torch.device | str) -> Tensor:
-    """An array on a device, without waiting for what the device is at."""
-    tensor = torch.from_numpy(valid)
-    on_cuda = torch.device(device).type == "cuda"
-    return tensor.pin_memory().to(device, non_blocking=True) if on_cuda else tensor.to(device)
 
 
 def rows_sharing_batches(grid: TileGrid, batch_size: int) -> int:
