@@ -68,7 +68,8 @@ def fastest_batch(score: Score, grid: TileGrid, bands: int) -> int:
     while tiles <= min(MOST_TILES, len(grid)):
         batch = sample(grid, bands, tiles)
         try:
-            score(batch)  # makes ready
+            if score(batch).is_cuda:  # makes ready
+                score(batch)  # the second makes a graph
             started = time.perf_counter()
             score(batch).sum().item()  # waits for the device
         except torch.OutOfMemoryError:

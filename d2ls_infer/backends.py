@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -18,7 +19,7 @@ from torch.export import ExportedProgram
 
 from d2ls_infer.errors import D2LSError, UsageError, shortened
 from d2ls_infer.files import write_whole
-from d2ls_infer.nn import pad_to_stride
+from d2ls_infer.nn import ByEmbeddings, FoldedD2LS, pad_to_stride
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,9 @@ def version_of(backend: str) -> str:
 def runner(backend: str, network: nn.Module) -> Run:
     """A network in its inference form, run by a backend that `check_backend` lets pass."""
     if backend == "torch":
-        return network
+        # Of another network nobody knows whether it does the same for every batch.
+        is_known = isinstance(network, FoldedD2LS | ByEmbeddings)
+        return Replayed(network) if is_known and next(network.parameters()).is_cuda else network
     if backend == "compile":
         return Compiled(network)
     make: dict[str, Callable[[ExportedProgram], Run]] = {"openvino": OpenVINO.of, "onnxruntime": ONNXRuntime.of}
@@ -93,6 +96,102 @@ class Compiled:
             reason = str(error).strip().splitlines()[0]
             raise D2LSError(f"the network cannot be compiled here: {reason}; try another --backend") from error
         return logits
+
+
+class Replayed:
+    """A network on CUDA whose hundreds of kernels are started as one: a CUDA graph for each of the last shapes.
+
+    The first batch of a shape runs as it comes; from the second on, batches are replayed. A network that cannot be
+    captured runs as it comes, and the log says so. Threads may share it: they take turns. capture: makes what replays a
+    network for batches of one shape.
+    """
+
+    def __init__(self, network: nn.Module, capture: Callable[[nn.Module, Tensor], Run] | None = None) -> None:
+        self.network, self.capture = network, capture or Capture()
+        self.replays: dict[tuple[int, ...], Run | None] = {}
+        self.can_capture = True
+        self.alone = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Replayed, (self.network,)  # graphs do not travel
+
+    @torch.inference_mode()
+    def __call__(self, pixels: Tensor) -> Tensor:
+        shape = tuple(pixels.shape)
+        with self.alone:
+            is_new = shape not in self.replays
+            replay = self.replays.pop(shape, None)
+            if replay is None and not is_new and self.can_capture:
+                replay = self.captured(pixels)
+            self.replays[shape] = replay  # as the latest
+            while len(self.replays) > GRAPHS:
+                del self.replays[next(iter(self.replays))]
+            logits: Tensor = self.network(pixels) if replay is None else replay(pixels)
+            return logits
+
+    def captured(self, pixels: Tensor) -> Run | None:
+        """What replays the network, if anything does."""
+        try:
+            return self.capture(self.network, pixels)
+        except RuntimeError as error:
+            reason = str(error).strip().partition("\n")[0]
+            log.warning("the network runs without CUDA graphs, which may be slower: %s", reason)
+            self.can_capture = False
+            return None
+
+
+CAPTURING = threading.Lock()
+"""torch makes one CUDA graph at a time in a process."""
+
+
+class Capture:
+    """Makes CUDA graphs on the device of the pixels.
+
+    They share memory, and so they run one after the other: whoever calls them takes turns, and each waits for the last
+    one, which may have been in another stream. What comes out is a copy.
+    """
+
+    def __init__(self) -> None:
+        self.stream: torch.cuda.Stream | None = None
+        self.done: Any = None
+        self.latest: torch.cuda.CUDAGraph | None = None  # their memory is there as long as one of them is
+
+    def __call__(self, network: nn.Module, pixels: Tensor) -> Run:
+        """What replays a network for one shape. Raises RuntimeError where that fails, or gives something else."""
+        device = pixels.device
+        with CAPTURING, torch.cuda.device(device):
+            if self.stream is None:
+                self.stream, self.done = torch.cuda.Stream(), torch.cuda.Event()  # type: ignore[no-untyped-call]
+            given, graph = pixels.clone(), torch.cuda.CUDAGraph()
+            pool = None if self.latest is None else self.latest.pool()
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                # What the network or torch keeps must be there before: made in a graph, it would be the graph's.
+                expected = network(given)
+                # Other threads may go on with their work on the device in the meantime.
+                with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
+                    found: Tensor = network(given)
+            torch.cuda.current_stream().wait_stream(self.stream)
+        # The graph reads them where they are now, and the network forgets them one day.
+        kept = [list(getattr(module, "positions", {}).values()) for module in network.modules()]
+        done = self.done
+
+        def replay(pixels: Tensor) -> Tensor:
+            assert kept is not None
+            with torch.cuda.device(device):
+                current = torch.cuda.current_stream()
+                current.wait_event(done)
+                given.copy_(pixels)
+                graph.replay()
+                logits = found.clone()
+                done.record(current)
+            return logits
+
+        # It is made of the same kernels; and a run that goes on where it was stopped begins without it.
+        if not torch.equal(replay(pixels), expected):
+            raise RuntimeError("a graph gives other logits than the network it is made of")
+        self.latest = graph
+        return replay
 
 
 class Graphs:

@@ -49,6 +49,7 @@ from d2ls_infer.segmenter import (
 )
 from d2ls_infer.store import all_named, at_hand, check_writable, exists, named, place
 from d2ls_infer.tiling import Around, Rows, Tile, TileGrid, blend, rows_sharing_batches
+from d2ls_infer.transfers import Beside
 from d2ls_infer.weights import WeightsFile, find_weights, load_network, warn_of_terms
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,9 @@ T = TypeVar("T")
 
 WRITTEN_BEHIND = 2
 """Pieces of finished rows that may wait to be written while the next tiles are scored."""
+
+COMPRESSING = 4
+"""Threads that compress a map where the network does not need the cores: one is slower than a network on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +207,7 @@ def predict_raster(
                 grid=job.grid,
                 bands=tuple(job.segmenter.bands),
                 overwrite=overwrite,
+                threads=1 if job.device.type == "cpu" else COMPRESSING,
             )
             return map_scene(job.observed(settings), stack.enter_context(outputs), settings, journal, progress)
 
@@ -299,10 +304,12 @@ def map_scene(
                 return
             finished = Finished(rows)
             outputs.add(finished)
-            if journal:
-                journal.add(finished)
+            if journal:  # it gets arrays: what lies on a device is this thread's alone
+                keeper.give(Finished.of(finished.first, finished.values()))
 
-    empty = finish_rows(job, options, write, watch=watch, known=known, seeing=outputs.seeing, progress=progress)
+    keep = journal.add if journal else lambda _: None
+    with Behind(keep, WRITTEN_BEHIND) as keeper:
+        empty = finish_rows(job, options, write, watch=watch, known=known, seeing=outputs.seeing, progress=progress)
     warn_of_clipping(scene)
     if empty == len(grid):
         log.warning("%s has no valid pixel%s: the map is empty", scene.path, "" if options.cut == Cut() else " there")
@@ -363,8 +370,14 @@ def finish_rows(
         with watch("score"):
             return in_parts(batch)
 
+    beside = Beside(job.device)
+
+    def write_handed(handed: Any) -> None:
+        with beside.taking(handed) as rows:
+            write(rows)
+
     # Closed before the scene is, whatever happens: what reads ahead reads it.
-    with closing(ahead(read(), batch_size + 1)) as tiles, Behind(write, WRITTEN_BEHIND) as writer:
+    with closing(ahead(read(), batch_size + 1)) as tiles, Behind(write_handed, WRITTEN_BEHIND) as writer:
         blended = blend(
             score,
             counted(tiles, len(starts) * len(grid.col_starts), progress),
@@ -382,7 +395,7 @@ def finish_rows(
             if rows.first >= last:
                 break
             if rows.first + len(rows.covered) > first:
-                writer.give(rows)
+                writer.give(beside.hand(rows))
     return empty
 
 

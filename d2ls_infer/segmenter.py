@@ -17,6 +17,7 @@ from d2ls_infer.labels import NODATA, LabelMap
 from d2ls_infer.manifest import ModelDescription
 from d2ls_infer.nn import ByEmbeddings, FoldedD2LS, inference_form
 from d2ls_infer.tiling import TileGrid, blend, parse_overlap
+from d2ls_infer.transfers import Uploads
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
@@ -76,6 +77,7 @@ class D2LSSegmenter:
         self.backend, self.is_settled = backend, backend != "auto"
         self.run = runner("torch" if backend == "auto" else backend, self.network)
         self.given: tuple[Tensor, Run] | None = None
+        self.uploads = Uploads(self.device) if self.device.type == "cuda" else None
         self.description = description
         self.name, self.sha256, self.reference = name, sha256, reference
         self.labels, self.bands, self.value_range = description.labels, description.bands, description.value_range
@@ -90,6 +92,8 @@ class D2LSSegmenter:
 
     def normalise(self, batch: Tensor) -> Tensor:
         """(B, bands, H, W) raw pixel values -> the same shape as the network takes it, float32 on its device."""
+        if self.uploads is not None and batch.device.type == "cpu":
+            batch = self.uploads(batch)
         pixels = batch.to(self.device, non_blocking=True).float() * self.gain + self.offset
         return pixels.contiguous(memory_format=torch.channels_last)
 
@@ -107,9 +111,10 @@ class D2LSSegmenter:
 
     def run_by(self, context: Tensor) -> Run:
         """The network by given class embeddings, which a runtime's graph takes as constants; the last ones are kept."""
-        if self.given is None or self.given[0] is not context:
-            self.given = context, runner(self.backend, ByEmbeddings(self.network, context))
-        return self.given[1]
+        given = self.given  # another thread may replace it
+        if given is None or given[0] is not context:
+            given = self.given = context, runner(self.backend, ByEmbeddings(self.network, context))
+        return given[1]
 
     @torch.inference_mode()
     def settle(self, height: int, width: int) -> None:
@@ -309,6 +314,12 @@ def resized(images: Tensor, scale: float, size: Sequence[int] | None = None) -> 
 
 
 def decide(scores: Tensor, covered: Tensor) -> np.ndarray:
+    """`best_classes` on the host."""
+    labels: np.ndarray = best_classes(scores, covered).cpu().numpy()
+    return labels
+
+
+def best_classes(scores: Tensor, covered: Tensor) -> Tensor:
     """Scores (K, rows, width), covered (rows, width) bool -> (rows, width) uint8: the best class, or nodata.
 
     Raises D2LSError where a covered pixel's scores are no finite numbers: the largest of those would mean nothing.
@@ -316,8 +327,7 @@ def decide(scores: Tensor, covered: Tensor) -> np.ndarray:
     if not (scores.isfinite().all(0) | ~covered).all():
         raise D2LSError("the model gave scores that are not finite numbers; try precision float32")
     best = scores.max(0).indices  # on a CPU many times as fast as argmax; of equal ones the first, too
-    labels: np.ndarray = best.to(torch.uint8).where(covered, NODATA).cpu().numpy()
-    return labels
+    return best.to(torch.uint8).where(covered, NODATA)
 
 
 def precision_of(segmenter: object) -> str:

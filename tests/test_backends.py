@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
+import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from d2ls_infer import backends, load_model
-from d2ls_infer.backends import check_backend, exported, fastest_backend, runner, version_of
+from d2ls_infer.backends import Replayed, check_backend, exported, fastest_backend, runner, version_of
 from d2ls_infer.errors import D2LSError, UsageError
 from d2ls_infer.nn import D2LS, D2LSConfig, fold
 
 SCENE = Path(__file__).parents[1] / "examples" / "naip_scene.tif"
 CPU = torch.device("cpu")
 GRAPHS = ("openvino", "onnxruntime")
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 # What the exporters and runtimes say of themselves is not ours to mend.
 pytestmark = [
@@ -205,3 +210,87 @@ def test_a_scenes_dictionary_gives_the_same_map_on_any_backend(backend: str, tin
     own = load_model(tiny_weights, device="cpu", precision="float32").predict(pixels, tile_size=96, overlap=32)
     assert (found == expected).mean() >= 0.999
     assert (own != found).any(), "a dictionary that changes nothing was not used"
+
+
+# CUDA graphs
+
+
+def test_the_second_batch_of_a_shape_is_captured_and_all_others_replayed() -> None:
+    captured = []
+
+    def capture(network: nn.Module, pixels: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        captured.append(tuple(pixels.shape))
+        return lambda pixels: 2 * pixels
+
+    run = Replayed(nn.Identity(), capture)
+    shapes = [(8, 3), (8, 3), (5, 3), (8, 3), (5, 3), (5, 3), (1, 3)]
+    found = [run(torch.ones(shape)) for shape in shapes]
+    assert [bool((logits == 2).all()) for logits in found] == [False, True, False, True, True, True, False]
+    assert captured == [(8, 3), (5, 3)]
+
+
+def test_only_the_graphs_of_the_last_shapes_are_kept() -> None:
+    run = Replayed(nn.Identity(), lambda network, pixels: network)
+    for size in (1, 1, 2, 2, 3, 3, 1, 4, 4, 1):
+        run(torch.ones(size))
+    assert list(run.replays) == [(3,), (4,), (1,)]
+
+
+def test_a_network_that_cannot_be_captured_runs_as_it_comes(caplog: pytest.LogCaptureFixture) -> None:
+    tried = []
+
+    def capture(network: nn.Module, pixels: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        tried.append(1)
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    run = Replayed(nn.Identity(), capture)
+    for size in (1, 1, 1, 2, 2):
+        assert torch.equal(run(torch.ones(size)), torch.ones(size))
+    assert len(tried) == 1
+    assert "runs without CUDA graphs, which may be slower: operation not permitted" in caplog.text
+
+
+def test_graphs_do_not_travel_with_a_network_nor_hold_on_to_anything() -> None:
+    run = Replayed(nn.Identity(), lambda network, pixels: network)
+    for _ in range(2):
+        run(torch.ones(3))
+    other = pickle.loads(pickle.dumps(run))
+    assert other.replays == {}
+    assert torch.equal(other(torch.ones(3)), torch.ones(3))
+    gone = weakref.ref(run)
+    del run
+    assert gone() is None  # at once, and with it the memory of its graphs
+
+
+@cuda
+def test_graphs_give_what_the_network_gives() -> None:
+    network = small("test_convnext").cuda()
+    run, shapes = Replayed(network), [(2, 3, 64, 64), (1, 3, 64, 96), (2, 3, 32, 32)]
+    before = None
+    with torch.inference_mode():
+        for index in range(12):
+            pixels = torch.randn(shapes[index % len(shapes)], device="cuda")
+            with torch.cuda.stream(torch.cuda.Stream()) if index % 2 else nullcontext():
+                torch.cuda.current_stream().wait_stream(torch.cuda.default_stream())
+                found = run(pixels)
+                torch.cuda.current_stream().synchronize()
+            assert torch.equal(found, network(pixels))
+            if before is not None:  # the next batch writes over nothing
+                assert torch.equal(before[0], before[1])
+            before = found, found.clone()
+    assert run.can_capture
+    assert all(replay is not None for replay in run.replays.values())
+
+
+@cuda
+def test_the_memory_of_a_scenes_graphs_is_free_after_the_next_ones(tiny_weights: Path) -> None:
+    segmenter = load_model(tiny_weights, device="cuda")
+    batch = torch.zeros((4, len(segmenter.bands), 128, 128), dtype=torch.uint8)
+    reserved = []
+    for _ in range(4):
+        context = segmenter.observe(batch)
+        for _ in range(3):
+            segmenter.score(batch, context)
+        torch.cuda.empty_cache()
+        reserved.append(torch.cuda.memory_reserved())
+    assert reserved[-1] <= reserved[1]

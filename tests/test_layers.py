@@ -17,6 +17,7 @@ LAYERS = (
     "files",
     "store",
     "background",
+    "transfers",
     "labels",
     "licence",
     "manifest",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -137,6 +138,15 @@ def test_any_precision_gives_nearly_the_same_probabilities(
     scores = load_model(tiny_weights, device="cpu", precision=precision).score(batch)
     assert scores.dtype == torch.float32
     torch.testing.assert_close(scores, model.score(batch), rtol=0, atol=0.05)
+
+
+def test_what_runs_by_a_context_is_let_go_with_it(model: D2LSSegmenter, pixels: Pixels) -> None:
+    """With its graphs, on a GPU."""
+    first, second = (model.observe(torch.from_numpy(pixels(3, size, size))[None]) for size in (64, 96))
+    kept = weakref.ref(model.run_by(first))
+    assert model.run_by(first) is kept()
+    model.run_by(second)
+    assert kept() is None
 
 
 # Arrays

@@ -36,7 +36,7 @@ class AreaTally:
 
     def add(self, rows: Finished) -> None:
         """Count finished rows."""
-        counts = np.stack([np.bincount(row, minlength=256)[: len(self.names)] for row in rows.labels])
+        counts = rows.class_counts(len(self.names))
         self.pixels += counts.sum(0)  # counts: (rows, classes)
         if self.row_areas_m2 is not None:
             areas_m2 = self.row_areas_m2[rows.first : rows.first + len(counts), None] * counts

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from functools import cached_property
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from d2ls_infer.errors import D2LSError
 from d2ls_infer.labels import NODATA
-from d2ls_infer.segmenter import decide
+from d2ls_infer.segmenter import best_classes
 from d2ls_infer.tiling import Rows
 
 STEPS = 250
@@ -51,8 +52,21 @@ class Finished:
         return {name: value for name, value in vars(self).items() if name in VALUES}
 
     @cached_property
+    def classes(self) -> Tensor:
+        """The labels, where the scores are."""
+        return best_classes(self.rows.scores, self.rows.covered)
+
+    @cached_property
     def labels(self) -> np.ndarray:
-        return decide(self.rows.scores, self.rows.covered)
+        labels: np.ndarray = self.classes.cpu().numpy()
+        return labels
+
+    def class_counts(self, classes: int) -> np.ndarray:
+        """(rows, classes): how many pixels of each row have each label."""
+        if "rows" in vars(self) and self.classes.device.type != "cpu":
+            counts: np.ndarray = counted(self.classes, classes).cpu().numpy()
+            return counts
+        return np.stack([np.bincount(row, minlength=256)[:classes] for row in self.labels])
 
     @cached_property
     def confidence(self) -> np.ndarray:
@@ -92,3 +106,8 @@ class Finished:
         values = (shares * STEPS).round().clamp(0, STEPS).byte().where(self.rows.covered, NODATA)
         array: np.ndarray = values.cpu().numpy()
         return array
+
+
+def counted(labels: Tensor, classes: int) -> Tensor:
+    """Labels (rows, width) uint8 -> (rows, classes) int64, how many pixels of each row have each; the way of a GPU."""
+    return torch.stack([(labels == index).sum(1) for index in range(classes)], 1)

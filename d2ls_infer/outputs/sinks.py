@@ -102,7 +102,7 @@ class Outputs:
 
     files: what is written, by what it holds, with what lies beside the map. tally: areas of the classes so far. notes:
     what the report shall tell of the run besides. strips: of a map that is left in pieces, the maps of its rows; of it
-    `add` takes what `needs_rows` says.
+    `add` takes what `needs_rows` says. threads: that compress each raster.
     """
 
     def __init__(
@@ -118,7 +118,9 @@ class Outputs:
         bands: tuple[str, ...] = (),
         overwrite: bool = False,
         strips: Sequence[Strip] = (),
+        threads: int = 1,
     ) -> None:
+        self.threads = threads
         self.path, self.options, self.scene, self.labels, self.tags = output, options, scene, labels, tags
         self.strips = strips
         self.files = options.files(output)
@@ -153,7 +155,10 @@ class Outputs:
     def writer(self, kind: str, **about: Any) -> RasterWriter:
         """What makes a raster."""
         if not self.options.vrt:
-            return RasterWriter.create(self.files[kind], cog=self.options.cog, **about)
+            counts = self.tally.pixels if kind == "classes" else None
+            return RasterWriter.create(
+                self.files[kind], cog=self.options.cog, counts=counts, threads=self.threads, **about
+            )
         strips = [strip._replace(path=self.options.of_piece().files(strip.path)[kind]) for strip in self.strips]
         return RasterMosaic.create(self.files[kind], strips=strips, counts=self.tally.pixels, **about)
 

@@ -313,7 +313,8 @@ class Scene:
                 self.seen_values += int(valid[counted].sum()) * len(raw)
                 share = np.clip(share, 0, 1)
             values = (start + share * (stop - start)).astype(np.float32)
-        values[:, ~valid] = self.fill
+        if not valid.all():
+            values[:, ~valid] = self.fill
         return values
 
 

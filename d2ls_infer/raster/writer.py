@@ -70,7 +70,8 @@ class RasterWriter:
 
     With labels it is a class map: one band with colours and names, and beside it GDAL's sidecar (`.aux.xml`: names and
     attribute table) and a QGIS style (`.qml`). Without, it has a band per description, whose values times `scale` are
-    what they stand for. cog: written as a Cloud Optimized GeoTIFF, with overviews.
+    what they stand for. cog: written as a Cloud Optimized GeoTIFF, with overviews. counts: pixels of each class, as
+    they are in the end, of whoever counts them anyway. threads: how many compress blocks; the file is the same.
 
     Rows are handed over from top to bottom and kept until a row of blocks is whole, so that no block is written twice.
     Everything goes to `NAME.partial` and gets its name at the end of the `with` block; after an error nothing is left.
@@ -90,6 +91,8 @@ class RasterWriter:
         tags: Mapping[str, str] | None = None,
         overwrite: bool = False,
         cog: bool = False,
+        counts: np.ndarray | None = None,
+        threads: int = 1,
     ) -> None:
         self.path, self.labels, self.cog = path, labels, cog
         for file in self.files_of(path, labels):
@@ -99,13 +102,16 @@ class RasterWriter:
         self.for_cog = path.with_name(path.name + ".tiled.partial")
         self.height, self.width = like.height, like.width
         descriptions = [description] if isinstance(description, str) else list(description)
-        self.counts = np.zeros(256, np.int64)
+        self.are_counted = counts is not None
+        self.counts = np.zeros(256, np.int64) if counts is None else counts
         self.waiting: list[np.ndarray] = []
         self.waiting_rows = self.written_rows = 0
         self._closing = ExitStack()
         with self.cleaning_up():
             self.dataset = self._closing.enter_context(
-                create_dataset(self.for_cog if cog else self.partial, like, len(descriptions), driver=self.driver)
+                create_dataset(
+                    self.for_cog if cog else self.partial, like, len(descriptions), driver=self.driver, threads=threads
+                )
             )
             if labels is not None:
                 self.dataset.write_colormap(1, color_table(labels))
@@ -137,7 +143,7 @@ class RasterWriter:
         """The next rows (rows, width) or (bands, rows, width), uint8."""
         rows = rows if rows.ndim == 3 else rows[None]
         assert rows.shape[::2] == (self.dataset.count, self.width), rows.shape
-        if self.labels is not None:
+        if self.labels is not None and not self.are_counted:
             self.counts += np.bincount(rows.ravel(), minlength=256)
         self.waiting.append(rows)
         self.waiting_rows += rows.shape[1]
@@ -242,7 +248,9 @@ def remove_raster(path: Path) -> None:
             path.with_name(name).unlink(missing_ok=True)
 
 
-def create_dataset(path: Path, like: Scene, bands: int = 1, *, driver: str = "GTiff") -> rasterio.io.DatasetWriter:
+def create_dataset(
+    path: Path, like: Scene, bands: int = 1, *, driver: str = "GTiff", threads: int = 1
+) -> rasterio.io.DatasetWriter:
     """An empty uint8 raster with the grid of a scene: a tiled, compressed GeoTIFF, or a VRT that shows nothing yet.
 
     Its profile is made here, never copied.
@@ -253,6 +261,7 @@ def create_dataset(path: Path, like: Scene, bands: int = 1, *, driver: str = "GT
         "tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "compress": "deflate", "bigtiff": "if_safer",
         # Bands are written, and looked at, one by one; and blocks of many bands would pile up in GDAL's cache.
         **({"interleave": "band"} if bands > 1 else {}),
+        **({"num_threads": threads} if threads > 1 else {}),
     }  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)

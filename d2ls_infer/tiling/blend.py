@@ -12,6 +12,7 @@ from torch import Tensor
 
 from d2ls_infer.errors import UsageError
 from d2ls_infer.tiling.grid import Tile, TileGrid
+from d2ls_infer.transfers import uploaded
 
 # Weight by distance to the tile's centre: 0 at the centre, 1 at the edge. None of them reaches zero inside a tile.
 TAPERS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -23,6 +24,9 @@ WINDOWS = (*TAPERS, "none")
 
 PIECE_BYTES = 8 << 20
 """What finished rows may take at a time: whoever works on them needs a few times as much, and not of a whole band."""
+
+DEVICE_PIECE_BYTES = 64 << 20
+"""The same off the CPU, where each step takes some time to start, and memory is not the host's."""
 
 
 Around = Callable[[Sequence[Tile], Callable[[], Tensor]], Tensor]
@@ -109,7 +113,8 @@ class BandBlender:
         while self.first_row < row:
             # Where whole rows of tiles were left out, the way down is longer than the band is high.
             done = min(row - self.first_row, height)
-            step = max(1, PIECE_BYTES // (self.mean.element_size() * len(self.mean) * self.grid.width))
+            piece = PIECE_BYTES if self.mean.device.type == "cpu" else DEVICE_PIECE_BYTES
+            step = max(1, piece // (self.mean.element_size() * len(self.mean) * self.grid.width))
             for start in range(0, done, step):
                 rows = slice(start, min(start + step, done))
                 scores, covered = self.mean[:, rows].clone(), self.weight[rows] > 0
@@ -184,7 +189,7 @@ def blend(
             raise UsageError(f"the segmenter gave scores of shape {tuple(scores.shape)}, not {expected}")
         for (tile, _, valid), tile_scores in zip(waiting, scores, strict=True):
             all_valid = bool(valid.all())
-            yield from blender.add(tile, tile_scores, None if all_valid else torch.from_numpy(valid).to(device))
+            yield from blender.add(tile, tile_scores, None if all_valid else uploaded(torch.from_numpy(valid), device))
         waiting.clear()
 
     for tile, (values, valid) in tiles:

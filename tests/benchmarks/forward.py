@@ -18,17 +18,15 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-import rasterio
 import torch
 import torch.nn.functional as F
-from rasterio.errors import NotGeoreferencedWarning
 from torch import Tensor
 
-from d2ls_infer import D2LSSegmenter, load_model
 from d2ls_infer.nn import D2LS, D2LSConfig, FoldedD2LS, autocast, fold
 from d2ls_infer.nn.d2ls import pad_to_stride
 from d2ls_infer.nn.decoder import Attention, Decoder, per_head
 from d2ls_infer.nn.encoder import Encoder
+from d2ls_infer.segmenter import D2LSSegmenter
 from d2ls_infer.weights import find_weights, load_network
 
 MODELS = ("convnext_base", "vaihingen", "dubai")
@@ -148,6 +146,8 @@ def speed(name: str, network: D2LS, size: int, runs: int) -> list[str]:
 
 def tiles_of(folder: Path, bands: int, size: int) -> list[Tensor]:
     """(1, bands, size, size) tiles of all images that have the bands."""
+    import rasterio
+
     tiles = []
     for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in (".tif", ".jpg", ".png")):
         with rasterio.open(path) as image:
@@ -193,7 +193,6 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    warnings.simplefilter("ignore", NotGeoreferencedWarning)
     missed = []
     for name in options.models:
         torch.manual_seed(0)
@@ -203,6 +202,11 @@ def main() -> int:
             weights = find_weights(name)
             network = load_network(weights.path, weights.description)
             if options.images:
+                from rasterio.errors import NotGeoreferencedWarning
+
+                from d2ls_infer import load_model
+
+                warnings.simplefilter("ignore", NotGeoreferencedWarning)
                 segmenter = load_model(name, device="cpu", precision="float32")
                 tiles = tiles_of(options.images, len(segmenter.bands), options.size)
                 tiles = tiles[:: max(1, len(tiles) // options.tiles)][: options.tiles]

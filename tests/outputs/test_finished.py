@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from d2ls_infer.errors import D2LSError
 from d2ls_infer.labels import NODATA
 from d2ls_infer.outputs import STEPS, Finished
+from d2ls_infer.outputs.finished import counted
 from d2ls_infer.tiling import Rows
 
 
@@ -79,3 +80,23 @@ def test_half_precision_probabilities_are_probabilities() -> None:
 def test_rows_without_a_valid_pixel() -> None:
     nothing = Rows(0, torch.zeros((3, 2, 2)), torch.zeros((2, 2), dtype=torch.bool))
     assert (Finished(nothing).confidence == NODATA).all()
+
+
+@given(st.integers(1, 9), st.integers(0, 100))
+def test_labels_are_counted_row_by_row(classes: int, seed: int) -> None:
+    """Whether scores are there or labels alone, and in either way of counting."""
+    finished = Finished(rows_of(classes, seed=seed))
+    expected = [[int((row == index).sum()) for index in range(classes)] for row in finished.labels]
+    assert finished.class_counts(classes).tolist() == expected
+    assert Finished.of(7, finished.values()).class_counts(classes).tolist() == expected
+    assert counted(finished.classes, classes).tolist() == expected
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_values_and_counts_are_the_same() -> None:
+    rows = rows_of(5, 40, 50)
+    there = Finished(rows._replace(scores=rows.scores.cuda(), covered=rows.covered.cuda()))
+    here = Finished(rows)
+    assert np.array_equal(there.class_counts(5), here.class_counts(5))
+    for kind in ("labels", "confidence", "probabilities"):
+        assert np.array_equal(getattr(there, kind), getattr(here, kind))

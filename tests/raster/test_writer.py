@@ -253,6 +253,37 @@ def test_the_profile_of_the_scene_is_not_copied(
     assert "TIFFTAG_COPYRIGHT" not in found.tags
 
 
+@pytest.mark.parametrize("about", [{}, {"cog": True}, {"labels": None, "description": ["a", "b", "c"]}], ids=str)
+def test_threads_write_the_same_bytes(make_scene: Callable[..., Path], folder: Path, about: dict[str, Any]) -> None:
+    scene, array = make_scene(1100, 1300), labels_of(1100, 1300)
+    bands = len(about.get("description", ["class"]))
+    for threads in (1, 4):
+        with (
+            Scene.open(scene, bands_needed=1) as opened,
+            RasterWriter.create(
+                folder / f"{threads}.tif", like=opened, threads=threads, **{"labels": LABELS} | about
+            ) as writer,
+        ):
+            writer.write(np.stack([array] * bands))
+    assert (folder / "1.tif").read_bytes() == (folder / "4.tif").read_bytes()
+
+
+def test_whoever_has_counted_the_classes_need_not_do_it_again(make_scene: Callable[..., Path], folder: Path) -> None:
+    """The counts are taken when the map is finished: they may still grow while rows are written."""
+    scene, array = make_scene(), labels_of(300, 270)
+    write_map(scene, folder / "counted.tif", array)
+    counts = np.zeros(3, np.int64)
+    with (
+        Scene.open(scene, bands_needed=1) as opened,
+        RasterWriter.create(folder / "given.tif", like=opened, labels=LABELS, counts=counts) as writer,
+    ):
+        writer.write(array)
+        counts += np.bincount(array.ravel(), minlength=256)[:3]
+    sidecars = [(folder / f"{name}.tif.aux.xml").read_bytes() for name in ("counted", "given")]
+    assert sidecars[0] == sidecars[1]
+    assert str(counts[0]).encode() in sidecars[0]
+
+
 @given(st.integers(1, 600), st.integers(1, 20), st.lists(st.integers(1, 300), min_size=1, max_size=20))
 def test_rows_may_come_in_pieces_of_any_height(
     write_raster: Write,
