@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from d2ls_infer.cluster.shared import remove_scores
+from d2ls_infer.cluster.shared import PLACE, remove_shared
 from d2ls_infer.errors import RasterError
 from d2ls_infer.journal import Journal, key_of, remove_journal
 from d2ls_infer.outputs import Finished
@@ -133,6 +133,11 @@ def piece_path(folder: Path, band: Band) -> Path:
     return folder / f"{name_of(band)}.journal"
 
 
+def place_path(folder: Path, band: Band) -> Path:
+    """The file that tells helpers which tile of a band its worker is at."""
+    return folder / f"{name_of(band)}{PLACE}"
+
+
 def bands_in(folder: Path) -> list[Band]:
     """The bands of which there are pieces, whole or not, from top to bottom."""
     names = (re.fullmatch(r"(\d{10,})-(\d{10,})\.journal", name) for name in names_in(folder))
@@ -187,7 +192,7 @@ def remove_pieces(folder: Path) -> None:
     """Remove the pieces, and the folder if nothing else is in it."""
     for band in bands_in(folder):
         remove_piece(folder, band)
-    remove_scores(folder)
+    remove_shared(folder)
     with suppress(OSError):
         folder.rmdir()
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from d2ls_infer import predict_many, predict_raster
 from d2ls_infer.cluster import ClusterOptions, shared
-from d2ls_infer.cluster.shared import SharedScores, remove_scores
+from d2ls_infer.cluster.shared import SharedScores, Shelf, remove_shared
 from d2ls_infer.tiling import Tile, TileGrid
 
 TILES = [Tile(24, 0, 32, 32), Tile(24, 24, 32, 32)]
@@ -47,7 +47,7 @@ def test_scores_are_kept_for_the_other_band_while_that_pays(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, score: float, write: float, pays: bool
 ) -> None:
     clock = Clock(monkeypatch, score=score, write=write)
-    above, below = (SharedScores("cpu").of(tmp_path, {"a": 1}, {24}) for _ in range(2))
+    above, below = (SharedScores("cpu").of(Shelf(tmp_path, {"a": 1}), {24}) for _ in range(2))
     for around in (below, above):
         for _ in range(2):
             assert torch.equal(around(TILES, clock.score), SCORES)
@@ -56,7 +56,7 @@ def test_scores_are_kept_for_the_other_band_while_that_pays(
     else:
         assert clock.scored == 3  # the first batch was kept, and told that it does not pay
     assert len(list(tmp_path.iterdir())) <= 1
-    remove_scores(tmp_path)
+    remove_shared(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -67,7 +67,7 @@ def test_other_scores_are_not_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     clock = Clock(monkeypatch, score=1.0, write=0.0)
     given = {"key": {"a": 1}, "tiles": TILES}
     for wanted in (given, {**given, **change}):
-        SharedScores("cpu").of(tmp_path, wanted["key"], {24, 25})(wanted["tiles"], clock.score)
+        SharedScores("cpu").of(Shelf(tmp_path, wanted["key"]), {24, 25})(wanted["tiles"], clock.score)
     assert clock.scored == 2
 
 
@@ -75,20 +75,20 @@ def test_only_shared_rows_of_tiles_are_kept_and_a_full_disk_hinders_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     clock = Clock(monkeypatch, score=1.0, write=0.0)
-    SharedScores("cpu").of(tmp_path, {}, {0})(TILES, clock.score)
+    SharedScores("cpu").of(Shelf(tmp_path, {}), {0})(TILES, clock.score)
     assert not list(tmp_path.iterdir())
 
     def full(*arguments: Any, **options: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(shared.np, "save", full)
-    assert torch.equal(SharedScores("cpu").of(tmp_path, {}, {24})(TILES, clock.score), SCORES)
+    assert torch.equal(SharedScores("cpu").of(Shelf(tmp_path, {}), {24})(TILES, clock.score), SCORES)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_damaged_file_is_scored_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     clock = Clock(monkeypatch, score=1.0, write=0.0)
-    around = SharedScores("cpu").of(tmp_path, {}, {24})
+    around = SharedScores("cpu").of(Shelf(tmp_path, {}), {24})
     around(TILES, clock.score)
     (kept,) = tmp_path.iterdir()
     kept.write_bytes(kept.read_bytes()[:300])
