@@ -133,10 +133,14 @@ class SceneRun:
         """What came of a band, once it is finished. Raises D2LSError where nobody makes it any more."""
         with self.news:
             while (done := self.bands[band]) is None:
-                if self.given_up:
-                    raise D2LSError(f"{self.source} was given up")
+                self.check()
                 self.news.wait()
             return done
+
+    def check(self) -> None:
+        """Raise D2LSError where bands are missing that nobody makes any more."""
+        if self.given_up and not self.whole:
+            raise D2LSError(f"{self.source} was given up")
 
     @property
     def whole(self) -> bool:
@@ -476,7 +480,7 @@ class Run:
             with outputs:
                 if outputs.scene_picture is not None:
                     for _ in outputs.seeing(view.tiles(grid)):
-                        pass
+                        run.check()
                 done = []
                 for band in bands:
                     done.append(found := run.wait(band))
