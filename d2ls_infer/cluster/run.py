@@ -66,6 +66,9 @@ GREETING_SECONDS, GOODBYE_SECONDS = 20.0, 5.0
 """How long workers are waited for that are to know of the model, and to forget it. The scheduler tells all at once, and
 those that come later; what is waited for are those that are just being lost."""
 
+HELPERS_SECONDS = 20.0
+"""How long a worker is waited for that still scores a tile which nobody needs any more."""
+
 JOINED_AT_ONCE = 2
 """Scenes that are put together at once: one that is followed while its bands are made, and one that is whole."""
 
@@ -306,6 +309,14 @@ class Run:
                 else:
                     self.stop(run)
                 yield outcome
+        self.see_helpers_off()
+
+    def see_helpers_off(self) -> None:
+        """Wait a little for those that still score a tile: Dask would complain of workers that are ended meanwhile."""
+        until = time.monotonic() + HELPERS_SECONDS
+        with suppress(D2LSError):  # all that matters is done
+            while any(handed.task.ahead for handed in self.crew.out.values()) and time.monotonic() < until:
+                list(self.crew.step())
 
     def hear(self, news: Mapping[str, Any]) -> None:
         """A worker tells how far it is with a band."""

@@ -35,8 +35,8 @@ POLL_SECONDS = 0.01
 PLACE_SECONDS = 0.5
 """How often a worker says at most which tile of a band it is at."""
 
-BELOW_ALL = (1 << 62, 0)
-"""A place behind the last tile."""
+NOWHERE, BELOW_ALL = (-1, -1), (1 << 62, 0)
+"""Places before the first tile, and behind the last."""
 
 LOOK_SECONDS = 5.0
 """How long we wait for what another worker sees in a row of crops; that takes half a second of one core."""
@@ -160,8 +160,10 @@ class SharedScores:
 
         return around
 
-    def kept(self, shelf: Shelf, name: str, score: Callable[[], Tensor]) -> Tensor:
-        """New scores, which are kept."""
+    def kept(
+        self, shelf: Shelf, name: str, score: Callable[[], Tensor], wanted: Callable[[], bool] = lambda: True
+    ) -> Tensor:
+        """New scores, which are kept, if they are wanted when they are there."""
         shelf.begin(name)
         try:
             started = time.perf_counter()
@@ -169,17 +171,20 @@ class SharedScores:
             values = scores.cpu().numpy()
             made = time.perf_counter()
             self.seconds = made - started
-            self.pays = shelf.keep(name, [values]) and 2 * (time.perf_counter() - made) < self.seconds
+            if wanted():
+                kept = shelf.keep(name, [values])
+                self.pays = kept and 2 * (time.perf_counter() - made) < self.seconds
         finally:
             shelf.end(name)
         return scores
 
-    def left(self, shelf: Shelf, tiles: Sequence[Tile], score: Callable[[], Tensor]) -> int:
+    def left(self, shelf: Shelf, place: Path, tiles: Sequence[Tile], score: Callable[[], Tensor]) -> int:
         """For a helper: make the scores of a batch, unless somebody is at it; how many bytes were left."""
         name = name_of(tiles)
         if not shelf.begin(name):
             return 0
-        scores = self.kept(shelf, name, score)
+        # Where the band is finished meanwhile, its folder may be gone: that does not tell whether handing over pays.
+        scores = self.kept(shelf, name, score, wanted=lambda: tiles[0][:2] >= place_of(place) > NOWHERE)
         return scores.numel() * scores.element_size()
 
 
@@ -239,11 +244,11 @@ def say_place(place: Path, where: tuple[int, int]) -> None:
 
 
 def place_of(place: Path) -> tuple[int, int]:
-    """Row and column of the tile that a worker is at; (-1, -1) where it has not said so."""
+    """Row and column of the tile that a worker is at, or `NOWHERE`, where it has not said so."""
     with suppress(OSError, ValueError):
         row, col = map(int, place.read_text().split())
         return row, col
-    return -1, -1
+    return NOWHERE
 
 
 def remove_shared(folder: Path) -> None:

@@ -360,7 +360,7 @@ class Model(WorkerPlugin):  # type: ignore[misc]
                 where = batch[0][0]
                 if not shared.pays or left > MOST_AHEAD_BYTES or (where.row, where.col) <= place_of(place):
                     return
-                left += shared.left(shelf, [tile for tile, _, _ in batch], partial(score, batch))
+                left += shared.left(shelf, place, [tile for tile, _, _ in batch], partial(score, batch))
 
 
 class News:

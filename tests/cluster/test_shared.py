@@ -227,10 +227,11 @@ def test_workers_look_together_and_the_map_is_that_of_one_process(
 # Helping
 
 
-@pytest.mark.parametrize("options", [{}, {"batch_size": 7}])
+@pytest.mark.parametrize(("options", "seconds"), [({}, 0.15), ({"batch_size": 7}, 0.6)])
 def test_who_has_nothing_to_do_helps_with_the_last_band(
-    crowd: Callable[[int], Any], scene: Path, tmp_path: Path, contents: Callable[[Path], Any], options: dict[str, Any]
-) -> None:
+    crowd: Callable[[int], Any], scene: Path, tmp_path: Path, contents: Callable[[Path], Any],
+    options: dict[str, Any], seconds: float,
+) -> None:  # fmt: skip
     tiles = {"tile_size": 32, "overlap": 8, "confidence": True, **options}
     for name in ("one", "many", "scored"):
         (tmp_path / name).mkdir()
@@ -240,7 +241,7 @@ def test_who_has_nothing_to_do_helps_with_the_last_band(
     (tmp_path / "scored").mkdir()
     with crowd(3) as client:
         list(predict_many(
-            Counted(tmp_path / "scored", 0.15), [scene], tmp_path / "many", client=client,
+            Counted(tmp_path / "scored", seconds), [scene], tmp_path / "many", client=client,
             cluster=ClusterOptions(band_rows=1000), **tiles,
         ))  # fmt: skip
     made = [path.name.split(" ") for path in (tmp_path / "scored").iterdir()]
