@@ -194,8 +194,8 @@ class SharedLooks:
     Only for contexts that are tensors: what else one may be, and whether it may travel, we do not know.
     """
 
-    def __init__(self, shelf: Shelf) -> None:
-        self.shelf = shelf
+    def __init__(self, shelf: Shelf, device: torch.device | str) -> None:
+        self.shelf, self.device = shelf, device
 
     def __call__(self, look: Callable[[tuple[int, int]], Seen], spans: Iterable[tuple[int, int]]) -> Iterator[Seen]:
         spans = list(spans)
@@ -227,7 +227,7 @@ class SharedLooks:
             return self.made(look, span)
         told, contexts = found
         return [
-            (bool(mostly_valid), torch.from_numpy(context))
+            (bool(mostly_valid), torch.from_numpy(context).to(self.device))
             for mostly_valid, context in zip(told, contexts, strict=True)
         ]
 

@@ -33,6 +33,7 @@ from d2ls_infer.cluster.pieces import (
 from d2ls_infer.cluster.shared import (
     BELOW_ALL,
     MOST_AHEAD_BYTES,
+    NOWHERE,
     SharedLooks,
     SharedScores,
     Shelf,
@@ -192,7 +193,7 @@ class Model(WorkerPlugin):  # type: ignore[misc]
         if key is None or not isinstance(output, Path):
             return map
         self.check(job, options, key)  # before anything is told to others
-        return SharedLooks(Shelf(parts_folder(output), key))
+        return SharedLooks(Shelf(parts_folder(output), key), job.device)
 
     def forget(self) -> None:
         """Close the scene, and let nothing of it be left on this host alone."""
@@ -357,8 +358,8 @@ class Model(WorkerPlugin):  # type: ignore[misc]
             tiles = view.tiles(job.grid, slice(top, min(top + together, stop)))
             for batch in reversed(list(batches(tiles, job.grid, batch_size))):
                 tell(0, 1)
-                where = batch[0][0]
-                if not shared.pays or left > MOST_AHEAD_BYTES or (where.row, where.col) <= place_of(place):
+                # It has passed here, or has not begun: because its scores are not handed over, or all is done and gone.
+                if not NOWHERE < place_of(place) < batch[0][0][:2] or not shared.pays or left > MOST_AHEAD_BYTES:
                     return
                 left += shared.left(shelf, place, [tile for tile, _, _ in batch], partial(score, batch))
 

@@ -177,7 +177,7 @@ def test_a_scene_is_looked_at_once_by_all_together(tmp_path: Path) -> None:
         return [(span[0] != 20, torch.full((2, 3), span[0] / 3)), (True, torch.ones(2, 3))] if span[0] else []
 
     found: list[list[Any]] = []
-    looks = SharedLooks(Shelf(tmp_path, {}))
+    looks = SharedLooks(Shelf(tmp_path, {}), "cpu")
     threads = [threading.Thread(target=lambda: found.append(list(looks(look, spans)))) for _ in range(3)]
     for thread in threads:
         thread.start()
@@ -197,7 +197,7 @@ def test_a_scene_is_looked_at_once_by_all_together(tmp_path: Path) -> None:
 
 
 def test_what_is_no_tensor_is_not_handed_over(tmp_path: Path) -> None:
-    looks = SharedLooks(Shelf(tmp_path, {}))
+    looks = SharedLooks(Shelf(tmp_path, {}), "cpu")
     for _ in range(2):
         assert list(looks(lambda span: [(True, {"rows": span})], [(0, 4)])) == [[(True, {"rows": (0, 4)})]]
     assert not list(tmp_path.iterdir())
