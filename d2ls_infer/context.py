@@ -6,7 +6,7 @@ With it, a tile's scores do not depend on what else happens to lie in the tile, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,6 +31,12 @@ DICTIONARIES = ("auto", "scene", "tile")
 ReadRows = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
 """(start, stop) -> values (bands, stop - start, width) and valid (stop - start, width) bool of rows of a scene."""
 
+Seen = list[tuple[bool, Any]]
+"""Of each crop in a row of crops with a valid pixel: whether most of it is valid, and the context that it gives."""
+
+Looks = Callable[[Callable[[tuple[int, int]], Seen], Iterable[tuple[int, int]]], Iterable[Seen]]
+"""Called with what looks at a row of crops, and all of their `row_spans`: gives what is seen in each; such as `map`."""
+
 
 class Observer(Protocol):
     """A segmenter that scores tiles in the light of what it has seen elsewhere; see `Segmenter`.
@@ -50,26 +56,34 @@ class Observer(Protocol):
         """(B, bands, H, W) raw pixel values -> (B, K, H, W) scores, by a context where one is given."""
 
 
-def observed(segmenter: Observer, rows: ReadRows, height: int, width: int) -> Any:
+def observed(segmenter: Observer, rows: ReadRows, height: int, width: int, looks: Looks = map) -> Any:
     """What a segmenter sees in a scene of `height` x `width` pixels; None where there is no valid pixel.
 
-    rows: asked for from top to bottom.
+    rows: asked for as `looks` asks for them, by itself from top to bottom. looks: gives what is seen in each of the
+    rows of crops, in their order; others may have had a look at some of them.
     """
-    contexts: list[tuple[bool, Any]] = []
-    for values, valid in crops(rows, height, width):
-        if (share := valid.mean()) > 0:
-            pixels = torch.from_numpy(np.ascontiguousarray(values))
-            contexts.append((bool(share >= LEAST_VALID), segmenter.observe(pixels[None])))
+
+    def look(span: tuple[int, int]) -> Seen:
+        seen = []
+        for values, valid in crops(rows, height, width, [span]):
+            if (share := valid.mean()) > 0:
+                pixels = torch.from_numpy(np.ascontiguousarray(values))
+                seen.append((bool(share >= LEAST_VALID), segmenter.observe(pixels[None])))
+        return seen
+
+    contexts = [found for seen in looks(look, row_spans(height, width)) for found in seen]
     whole = [context for mostly_valid, context in contexts if mostly_valid]
     found = whole or [context for _, context in contexts]
     return segmenter.merge(found) if found else None
 
 
-def crops(rows: ReadRows, height: int, width: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Values and valid pixels of crops that are spread evenly over a scene."""
+def crops(
+    rows: ReadRows, height: int, width: int, spans: Iterable[tuple[int, int]] | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Values and valid pixels of crops that are spread evenly over a scene; of some of its `row_spans`, or all."""
     wide = min(CROP_PX, width)
     cols = starts(width, wide, places(height, width)[1])
-    for start, stop in row_spans(height, width):
+    for start, stop in row_spans(height, width) if spans is None else spans:
         values, valid = rows(start, stop)
         for col in cols:
             yield values[:, :, col : col + wide], valid[:, col : col + wide]

@@ -82,6 +82,9 @@ class Journal:
     journal is removed; otherwise it stays, if it holds anything, and a warning says so.
     """
 
+    INSERT = "INSERT"
+    """How rows go into it."""
+
     def __init__(self, output: Path, key: Mapping[str, Any], *, height: int, resume: bool = False) -> None:
         self.path, self.height, self.rows = journal_path(output), height, 0
         self.key = json.dumps(key, sort_keys=True, default=str)
@@ -149,9 +152,9 @@ class Journal:
         with self.telling():
             self.database = self.database or self.begun()
             with self.database:
-                self.database.executemany("INSERT INTO rows VALUES (?, ?)", [part[:2] for part in self.waiting])
+                self.database.executemany(f"{self.INSERT} INTO rows VALUES (?, ?)", [part[:2] for part in self.waiting])
                 layers = [layer for part in self.waiting for layer in part[2]]
-                self.database.executemany("INSERT INTO layers VALUES (?, ?, ?, ?)", layers)
+                self.database.executemany(f"{self.INSERT} INTO layers VALUES (?, ?, ?, ?)", layers)
         self.rows = sum(self.waiting[-1][:2])
         self.forget()
 

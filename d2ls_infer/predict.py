@@ -20,6 +20,7 @@ from torch import Tensor
 from d2ls_infer import __version__
 from d2ls_infer.at_once import Halving, fastest_batch, fitting_batch, sample, usual_batch
 from d2ls_infer.background import Behind, ahead
+from d2ls_infer.context import Looks
 from d2ls_infer.errors import UsageError
 from d2ls_infer.exported import ExportedSegmenter
 from d2ls_infer.graphs import RUNTIMES
@@ -237,11 +238,11 @@ class Job:
     def precision(self) -> str:
         return precision_of(self.segmenter)
 
-    def observed(self, options: PredictOptions) -> Job:
-        """The same, with a segmenter that has seen what it wants to of the scene."""
+    def observed(self, options: PredictOptions, looks: Looks = map) -> Job:
+        """The same, with a segmenter that has seen what it wants to of the scene. looks: see `context.observed`."""
         scene = copy.copy(self.scene)  # what is read here is not counted
         view = options.seen(scene, getattr(self.segmenter, "gsd_m", None))
-        return replace(self, segmenter=in_context(self.segmenter, view.rows, self.grid, options.dictionary))
+        return replace(self, segmenter=in_context(self.segmenter, view.rows, self.grid, options.dictionary, looks))
 
     def warn(self, options: PredictOptions) -> None:
         """Say what the user should know before the map is trusted."""

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2ls_infer.backends import EXTRAS, Run, check_backend, fastest_backend, runner, version_of
-from d2ls_infer.context import Observer, ReadRows, observed, parse_dictionary
+from d2ls_infer.context import Looks, Observer, ReadRows, observed, parse_dictionary
 from d2ls_infer.errors import D2LSError, UsageError
 from d2ls_infer.labels import NODATA, LabelMap
 from d2ls_infer.manifest import ModelDescription
@@ -255,11 +255,11 @@ class InContext(Wrapper):
         return scores
 
 
-def in_context(segmenter: Any, rows: ReadRows, grid: TileGrid, dictionary: str) -> Any:
+def in_context(segmenter: Any, rows: ReadRows, grid: TileGrid, dictionary: str, looks: Looks = map) -> Any:
     """The segmenter as it shall score the tiles of a grid; see `whose_dictionary` and `observed`."""
     if whose_dictionary(getattr(segmenter, "observes", None), grid, dictionary) == "tile":
         return segmenter
-    context = observed(segmenter, rows, grid.height, grid.width)
+    context = observed(segmenter, rows, grid.height, grid.width, looks)
     return segmenter if context is None else InContext(segmenter, context)
 
 

@@ -37,12 +37,17 @@ RESTART_SECONDS = 30.0
 
 @dataclass
 class Handed:
-    """A task that was handed out. avoid: the workers that have failed at it."""
+    """A task that was handed out. avoid: the workers that have failed at it. on: the worker that it is meant for.
+
+    worker: the one that is at it, which has said that so much is left.
+    """
 
     task: Any
     tries: int = 0
+    on: str = ""
     avoid: set[str] = field(default_factory=set)
     worker: str = ""
+    left: int = 0
     future: Future | None = None
 
 
@@ -71,9 +76,10 @@ class Crew:
             has = (worker.get("resources", {}) for worker in client.scheduler_info()["workers"].values())
             self.resources = {"GPU": 1} if any("GPU" in resources for resources in has) else None
 
-    def add(self, task: Any, *, first: bool = False) -> None:
-        """One more task to be done; first: before those that wait."""
-        (self.todo.appendleft if first else self.todo.append)(Handed(task))
+    def add(self, task: Any, *, first: bool = False, on: str = "", once: bool = False) -> None:
+        """One more task to be done. first: before those that wait; on: by which worker, if it is there; once: not tried
+        again."""
+        (self.todo.appendleft if first else self.todo.append)(Handed(task, tries=once * (TRIES - 1), on=on))
 
     def drop(self, wanted: Callable[[Any], bool]) -> None:
         """Let go of the tasks that are not wanted any more."""
@@ -122,7 +128,9 @@ class Crew:
     def hand_out(self, handed: Handed) -> None:
         """Give a task to Dask."""
         self.count += 1
-        others = [worker for worker in self.workers if worker not in handed.avoid]
+        wanted = [handed.on] if handed.on else []
+        if handed.avoid and not handed.on:
+            wanted = [worker for worker in self.workers if worker not in handed.avoid]
         future = self.client.submit(
             attempt,
             self.act,
@@ -131,9 +139,9 @@ class Crew:
             key=f"{self.run}-{self.count}",
             pure=False,
             resources=self.resources,
-            **({"workers": others, "allow_other_workers": True} if handed.avoid and others else {}),
+            **({"workers": wanted, "allow_other_workers": True} if wanted else {}),
         )
-        handed.future, handed.worker = future, ""
+        handed.future, handed.worker, handed.left = future, "", 0
         self.out[future.key] = handed
         future.add_done_callback(self.news.put)
 
@@ -168,8 +176,8 @@ class Crew:
         """Take note of who is alive."""
         if isinstance(item, dict) and "worker" in item:
             self.heard[item["worker"]] = time.monotonic()
-            if item["key"] in self.out:
-                self.out[item["key"]].worker = item["worker"]
+            if handed := self.out.get(item["key"]):
+                handed.worker, handed.left = item["worker"], item["total"] - item["done"]
 
     def look_around(self, *, at_once: bool = False) -> None:
         """See which workers there are, now and then. Raises D2LSError where there are none for too long."""

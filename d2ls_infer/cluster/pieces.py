@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sqlite3
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -14,9 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from d2ls_infer.cluster.shared import remove_scores
+from d2ls_infer.cluster.shared import PLACE, remove_shared
 from d2ls_infer.errors import RasterError
-from d2ls_infer.journal import Journal, key_of, remove_journal
+from d2ls_infer.journal import Journal, is_there, key_of, remove_journal
 from d2ls_infer.outputs import Finished
 from d2ls_infer.store import at_hand, names_in, remove
 
@@ -61,7 +62,12 @@ class Piece(Journal):
     A journal, of the same form as that of a run in one process, that stays when it is whole: then `done` says what came
     of the band. One that is not whole, of a worker that was lost, goes on after its last row. Raises UsageError where
     it is of another key, RasterError where it cannot be read or written.
+
+    A worker that was given up because its network is cut, say, may still be at work: then two add to the same file.
+    Their rows come in the same parts and are the same, so what is there stays.
     """
+
+    INSERT = "INSERT OR IGNORE"
 
     def __init__(self, folder: Path, band: Band, key: Mapping[str, Any]) -> None:
         self.band = band
@@ -78,14 +84,23 @@ class Piece(Journal):
                 return None
             return BandDone(**json.loads(*self.database.execute("SELECT done FROM done").fetchone()))
 
+    def begun(self) -> sqlite3.Connection:
+        """A new journal, or the one that another worker has begun meanwhile; it is of our key, as all that are left."""
+        if not is_there(self.path):
+            return super().begun()
+        self.take_up()
+        return self.database or super().begun()
+
     def finish(self, done: BandDone) -> None:
         """Say that it is whole."""
         self.commit()
         assert self.database is not None, "a band has rows"
         assert self.rows == self.band.last, (self.rows, self.band)
         with self.telling():
-            self.database.executescript("BEGIN; CREATE TABLE done (done TEXT NOT NULL);")
-            self.database.execute("INSERT INTO done VALUES (?)", (json.dumps(asdict(done)),))
+            self.database.executescript(
+                "BEGIN; CREATE TABLE IF NOT EXISTS done (one INTEGER PRIMARY KEY, done TEXT NOT NULL);"
+            )
+            self.database.execute("INSERT OR IGNORE INTO done VALUES (1, ?)", (json.dumps(asdict(done)),))
             self.database.commit()
 
     def __iter__(self) -> Iterator[Finished]:
@@ -131,6 +146,11 @@ def remove_rasters(folder: Path, *, but: Collection[str]) -> None:
 def piece_path(folder: Path, band: Band) -> Path:
     """The file of a band's piece."""
     return folder / f"{name_of(band)}.journal"
+
+
+def place_path(folder: Path, band: Band) -> Path:
+    """The file that tells helpers which tile of a band its worker is at."""
+    return folder / f"{name_of(band)}{PLACE}"
 
 
 def bands_in(folder: Path) -> list[Band]:
@@ -187,7 +207,7 @@ def remove_pieces(folder: Path) -> None:
     """Remove the pieces, and the folder if nothing else is in it."""
     for band in bands_in(folder):
         remove_piece(folder, band)
-    remove_scores(folder)
+    remove_shared(folder)
     with suppress(OSError):
         folder.rmdir()
 

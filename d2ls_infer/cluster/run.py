@@ -7,9 +7,10 @@ import socket
 import threading
 import time
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -65,6 +66,12 @@ GREETING_SECONDS, GOODBYE_SECONDS = 20.0, 5.0
 """How long workers are waited for that are to know of the model, and to forget it. The scheduler tells all at once, and
 those that come later; what is waited for are those that are just being lost."""
 
+HELPERS_SECONDS = 20.0
+"""How long a worker is waited for that still scores a tile which nobody needs any more."""
+
+JOINED_AT_ONCE = 2
+"""Scenes that are put together at once: one that is followed while its bands are made, and one that is whole."""
+
 SECONDS_BETWEEN_PROGRESS = 0.5
 """How often we tell at most how far it is."""
 
@@ -95,7 +102,10 @@ class ClusterOptions:
 
 @dataclass
 class SceneRun:
-    """A scene that is being mapped. resumed: rows that an earlier run had finished."""
+    """A scene that is being mapped. resumed: rows that an earlier run had finished.
+
+    Whoever puts it together waits for its bands, from top to bottom, in a thread of its own.
+    """
 
     source: str
     output: Path
@@ -107,6 +117,33 @@ class SceneRun:
     height: int
     width: int
     began: float = field(default_factory=time.perf_counter)
+    news: threading.Condition = field(default_factory=threading.Condition)
+    given_up: bool = False
+
+    def take(self, band: Band, done: BandDone) -> None:
+        """A band is finished."""
+        with self.news:
+            self.bands[band] = done
+            self.news.notify_all()
+
+    def give_up(self) -> None:
+        """Let nobody wait any more."""
+        with self.news:
+            self.given_up = True
+            self.news.notify_all()
+
+    def wait(self, band: Band) -> BandDone:
+        """What came of a band, once it is finished. Raises D2LSError where nobody makes it any more."""
+        with self.news:
+            while (done := self.bands[band]) is None:
+                self.check()
+                self.news.wait()
+            return done
+
+    def check(self) -> None:
+        """Raise D2LSError where bands are missing that nobody makes any more."""
+        if self.given_up and not self.whole:
+            raise D2LSError(f"{self.source} was given up")
 
     @property
     def whole(self) -> bool:
@@ -177,14 +214,17 @@ class Run:
         self.waiting: deque[Ready] = deque()
         self.outcomes: deque[tuple[Any, Any]] = deque()
         self.joining: dict[str, Future[PredictResult | FailedScene]] = {}
+        self.followed: SceneRun | None = None
+        self.helped: set[tuple[str, str]] = set()  # Dask's keys of bands, and the workers that were to help with them
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self.crew = stack.enter_context(
                 Crew(self.client, self.name, work, stall_seconds=self.cluster.stall_seconds)
             )
-            self.joiner = ThreadPoolExecutor(1, thread_name_prefix="d2ls-join")
+            self.joiner = ThreadPoolExecutor(JOINED_AT_ONCE, thread_name_prefix="d2ls-join")
             stack.callback(self.joiner.shutdown, cancel_futures=True)
+            stack.callback(self.give_up)
             with self.crew.telling():
                 plugin = ModelOfWorkers(self.name, self.model, self.load, self.hosts(), self.cluster.threads)
                 self.with_all(GREETING_SECONDS, self.client.register_plugin, plugin, name=self.name)
@@ -260,9 +300,23 @@ class Run:
                 else:
                     yield from self.ended(task, result)
             self.told.progress(self.crew)
+            if not waiting:
+                self.help()
             for source in [source for source, future in self.joining.items() if future.done()]:
-                del self.scenes[source]
-                yield self.joining.pop(source).result()
+                outcome, run = self.joining.pop(source).result(), self.scenes[source]
+                if run.whole:
+                    del self.scenes[source]
+                else:
+                    self.stop(run)
+                yield outcome
+        self.see_helpers_off()
+
+    def see_helpers_off(self) -> None:
+        """Wait a little for those that still score a tile: Dask would complain of workers that are ended meanwhile."""
+        until = time.monotonic() + HELPERS_SECONDS
+        with suppress(D2LSError):  # all that matters is done
+            while any(handed.task.ahead for handed in self.crew.out.values()) and time.monotonic() < until:
+                list(self.crew.step())
 
     def hear(self, news: Mapping[str, Any]) -> None:
         """A worker tells how far it is with a band."""
@@ -307,9 +361,35 @@ class Run:
         for band, done in run.bands.items():
             if done is None:
                 self.crew.add(BandTask(source, named(output), options, key, band))
+        before = self.followed
         if run.whole:
             self.join(run)
+        elif len(run.bands) > 1 and (before is None or before.whole or before.given_up):
+            self.followed = run
+            self.join(run)
         return None
+
+    def help(self) -> None:
+        """Let workers that have nothing to do score tiles ahead for those that have much left.
+
+        Not for maps on an object store, where those would not find them. A worker sees for itself whether it pays.
+        """
+        bands = {key: handed for key, handed in self.crew.out.items() if isinstance(handed.task, BandTask)}
+        if self.crew.todo or not all(handed.worker for handed in bands.values()):  # there are bands to begin with
+            return
+        helpers = Counter((h.task.source, h.task.band) for h in bands.values() if h.task.ahead)
+        for worker in sorted(set(self.crew.workers) - {handed.worker for handed in bands.values()}):
+            left = {
+                key: handed.left / (1 + helpers[handed.task.source, handed.task.band])
+                for key, handed in bands.items()
+                if not handed.task.ahead and isinstance(handed.task.output, Path) and (key, worker) not in self.helped
+            }
+            most = max(left, key=lambda key: left[key], default="")
+            if most and left[most] > bands[most].task.options.batch_size:
+                task = bands[most].task
+                self.helped.add((most, worker))
+                helpers[task.source, task.band] += 1
+                self.crew.add(replace(task, ahead=True), on=worker, once=True)
 
     def batch_size(self, source: str, job: Job, options: PredictOptions, folder: Path) -> int:
         """How many tiles at once: as a run that is resumed had it, else as one process would choose it."""
@@ -350,22 +430,34 @@ class Run:
     def ended(self, task: BandTask, result: BandDone | D2LSError) -> Iterator[FailedScene]:
         """Take note of what came of a band."""
         scene = self.scenes.get(task.source)
-        if scene is None:  # it has failed before
+        if scene is None or task.ahead:  # it has failed before; or what was made, or not, the band's worker will see
             return
         if isinstance(result, D2LSError):
-            del self.scenes[task.source]
-            self.crew.drop(lambda other: other.source != task.source)
-            self.say_what_is_kept(scene)
-            self.told.dropped(scene.height * scene.width, scene.pixels_done)
+            self.stop(scene)
             yield FailedScene(task.source, result)
             return
-        scene.bands[task.band] = result
+        scene.take(task.band, result)
         self.told.band(task, result, scene.width)
-        if scene.whole:
+        if scene.whole and scene.source not in self.joining:
             self.join(scene)
 
+    def stop(self, scene: SceneRun) -> None:
+        """Do no more for a scene that has failed."""
+        del self.scenes[scene.source]
+        scene.give_up()
+        self.crew.drop(lambda other: other.source != scene.source)
+        if future := self.joining.pop(scene.source, None):
+            wait_for([future])  # whoever puts it together removes what is not whole
+        self.say_what_is_kept(scene)
+        self.told.dropped(scene.height * scene.width, scene.pixels_done)
+
+    def give_up(self) -> None:
+        """Let no thread wait for bands any more."""
+        for scene in self.scenes.values():
+            scene.give_up()
+
     def join(self, scene: SceneRun) -> None:
-        """Put a scene together, in a thread of its own."""
+        """Put a scene together, in a thread of its own; it may begin before all bands are there."""
 
         def joined() -> PredictResult | FailedScene:
             try:
@@ -379,12 +471,11 @@ class Run:
 
     def joined(self, run: SceneRun) -> PredictResult:
         """The files of a scene, out of the pieces of its bands, as one process would have written them."""
-        options, about, folder = run.options, self.about, parts_folder(run.output)
-        bands = {band: done for band, done in sorted(run.bands.items()) if done is not None}
-        done = list(bands.values())
+        options, about, folder, bands = run.options, self.about, parts_folder(run.output), sorted(run.bands)
         with options.open(run.source, bands=about.bands, value_range=about.value_range) as scene:
             view = options.seen(scene, about.gsd_m)
             grid = options.grid(view.height, view.width, about)
+            strips = [Strip(*band, folder / run.wait(band).raster) for band in bands] if options.vrt else []
             outputs = Outputs(
                 run.output,
                 options,
@@ -395,13 +486,15 @@ class Run:
                 grid=grid,
                 bands=about.bands,
                 overwrite=self.overwrite,
-                strips=[Strip(*band, folder / found.raster) for band, found in bands.items()],
+                strips=strips,
             )
             with outputs:
                 if outputs.scene_picture is not None:
                     for _ in outputs.seeing(view.tiles(grid)):
-                        pass
-                for band, found in bands.items():
+                        run.check()
+                done = []
+                for band in bands:
+                    done.append(found := run.wait(band))
                     if not outputs.needs_rows:
                         outputs.tally.take(found.pixels, found.areas_m2)
                         continue

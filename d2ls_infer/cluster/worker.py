@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,30 @@ import torch
 from distributed import Worker, get_worker
 from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.worker import thread_state
+from torch import Tensor
 
-from d2ls_infer.cluster.pieces import PARTS, Band, BandDone, Piece, parts_folder, piece_path, raster_of
-from d2ls_infer.cluster.shared import SharedScores
+from d2ls_infer.at_once import Halving
+from d2ls_infer.cluster.pieces import (
+    PARTS,
+    Band,
+    BandDone,
+    Piece,
+    parts_folder,
+    piece_path,
+    place_path,
+    raster_of,
+)
+from d2ls_infer.cluster.shared import (
+    BELOW_ALL,
+    MOST_AHEAD_BYTES,
+    NOWHERE,
+    SharedLooks,
+    SharedScores,
+    Shelf,
+    place_of,
+    say_place,
+)
+from d2ls_infer.context import Looks
 from d2ls_infer.errors import D2LSError, UsageError, WeightsError
 from d2ls_infer.journal import differences, remove_journal
 from d2ls_infer.labels import LabelMap
@@ -28,7 +50,7 @@ from d2ls_infer.outputs.options import RASTERS
 from d2ls_infer.predict import Job, Stopwatch, choose_batch, finish_rows, prepared, provenance, run_key
 from d2ls_infer.segmenter import TILE_PX, Segmenter, precision_of
 from d2ls_infer.store import fetch, place, upload
-from d2ls_infer.tiling import Around, Rows, rows_sharing_batches
+from d2ls_infer.tiling import Around, Batch, Rows, batches, rows_sharing_batches, stacked
 from d2ls_infer.weights import WeightsFile, find_weights
 
 SECONDS_BETWEEN_NEWS = 0.5
@@ -41,7 +63,8 @@ Load = Callable[[WeightsFile], Segmenter]
 class BandTask:
     """A band to map. key: what its rows depend on; a worker on which they would come out otherwise refuses.
 
-    output: the map, whose pieces lie beside it: a path, or an address of an object store.
+    output: the map, whose pieces lie beside it: a path, or an address of an object store. ahead: another worker has the
+    band; its last tiles are to be scored for it.
     """
 
     source: str
@@ -49,6 +72,7 @@ class BandTask:
     options: PredictOptions
     key: Mapping[str, Any]
     band: Band
+    ahead: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,16 +161,39 @@ class Model(WorkerPlugin):  # type: ignore[misc]
                 self.segmenter = self.model
         return self.segmenter
 
-    def job(self, source: str, output: Path | str, options: PredictOptions) -> Job:
-        """A scene, opened. It stays open for the next band, since percentiles are taken from all of it."""
+    def job(
+        self, source: str, output: Path | str, options: PredictOptions, key: Mapping[str, Any] | None = None
+    ) -> Job:
+        """A scene, opened. It stays open for the next band, since percentiles are taken from all of it.
+
+        key: what the map's rows depend on, where that is known. Raises UsageError where they come out otherwise here.
+        """
         if self.scene != (source, output, options):
             self.forget()
             place_here = self.place(output)
             job = self.opened.enter_context(prepared(self.loaded(), source, place_here, options, overwrite=True))
-            self.current = job.observed(options)
+            self.current = job.observed(options, self.looks(job, output, options, key))
             self.scene = source, output, options
         job = self.current
+        if key is not None:
+            self.check(job, options, key)
         return replace(job, view=options.seen(job.scene, getattr(job.segmenter, "gsd_m", None)))
+
+    def check(self, job: Job, options: PredictOptions, key: Mapping[str, Any]) -> None:
+        """Raise UsageError where a map of another key would come out here."""
+        here = run_key(job, options)
+        here["weights"] = here["weights"] or key["weights"]  # of a segmenter that does not say what it is
+        if here != dict(key):
+            told = ", ".join(differences(key, here))
+            raise UsageError(f"{self.worker.address} would make another map of {job.scene.path}: it has other {told}")
+
+    def looks(self, job: Job, output: Path | str, options: PredictOptions, key: Mapping[str, Any] | None) -> Looks:
+        """How a scene is looked at before its tiles are scored: together with the others that work at it."""
+        # On an object store this worker's folder is its own: the others would not find anything.
+        if key is None or not isinstance(output, Path):
+            return map
+        self.check(job, options, key)  # before anything is told to others
+        return SharedLooks(Shelf(parts_folder(output), key), job.device)
 
     def forget(self) -> None:
         """Close the scene, and let nothing of it be left on this host alone."""
@@ -193,13 +240,16 @@ class Model(WorkerPlugin):  # type: ignore[misc]
         with self.alone:
             return choose_batch(self.job(source, output, options), options)
 
-    def map(self, task: BandTask) -> BandDone:
-        """Make the finished rows of a band, and keep them beside the map."""
+    def map(self, task: BandTask) -> BandDone | None:
+        """Make the finished rows of a band, and keep them beside the map; or help another worker to make them."""
         with self.alone:
             tell = News(self.name, self.worker)
             tell(0, 1)
             try:
-                return self.mapped(task, tell)
+                if not task.ahead:
+                    return self.mapped(task, tell)
+                self.help(task, tell)
+                return None
             except BaseException:
                 self.forget()  # what is wrong with a source may be wrong with this handle alone
                 raise
@@ -207,14 +257,13 @@ class Model(WorkerPlugin):  # type: ignore[misc]
                 if self.ended:
                     self.forget()
 
+    def job_of(self, task: BandTask) -> Job:
+        """The scene of a band."""
+        return self.job(task.source, task.output, task.options, task.key)
+
     def mapped(self, task: BandTask, tell: Callable[[int, int], None]) -> BandDone:
         """The same, once this worker does nothing else."""
-        job, options, (first, last) = self.job(task.source, task.output, task.options), task.options, task.band
-        here = run_key(job, options)
-        here["weights"] = here["weights"] or task.key["weights"]  # of a segmenter that does not say what it is
-        if here != dict(task.key):
-            told = ", ".join(differences(task.key, here))
-            raise UsageError(f"{self.worker.address} would make another map of {task.source}: it has other {told}")
+        job, options, (first, last) = self.job_of(task), task.options, task.band
         layers = layers_of(options)
         job.scene.clipped_values = job.scene.seen_values = 0
         with self.piece(task) as piece:
@@ -249,6 +298,8 @@ class Model(WorkerPlugin):  # type: ignore[misc]
                 progress=progress,
                 around=self.handing_over(job, task),
             )
+            if isinstance(task.output, Path):
+                say_place(place_path(parts_folder(task.output), task.band), BELOW_ALL)  # helpers need do no more
             done = BandDone(
                 tiles=tiles,
                 skipped=skipped,
@@ -266,11 +317,9 @@ class Model(WorkerPlugin):  # type: ignore[misc]
             return done
 
     def handing_over(self, job: Job, task: BandTask) -> Around | None:
-        """What takes and keeps the scores that bands above and below need too; None where nobody would find them."""
+        """What takes and keeps the scores that others need too, or have made; None where nobody would find them."""
         if not isinstance(task.output, Path):  # on an object store: this worker's folder is its own
             return None
-        if self.shared is None:
-            self.shared = SharedScores(job.device)
         grid, height, (first, last) = job.grid, job.scene.height, task.band
         together = rows_sharing_batches(grid, int(task.options.batch_size or 1))
 
@@ -280,7 +329,39 @@ class Model(WorkerPlugin):  # type: ignore[misc]
         above = tile_rows(first - 1, first) if first > 0 else set()
         below = tile_rows(last, last + 1) if last < height else set()
         rows = {grid.row_starts[index] for index in tile_rows(first, last) & (above | below)}
-        return self.shared.of(parts_folder(task.output), task.key, rows)
+        folder = parts_folder(task.output)
+        return self.scores(job).of(Shelf(folder, task.key), rows, place_path(folder, task.band))
+
+    def scores(self, job: Job) -> SharedScores:
+        """What tells whether handing over pays here."""
+        if self.shared is None:
+            self.shared = SharedScores(job.device)
+        return self.shared
+
+    def help(self, task: BandTask, tell: Callable[[int, int], None]) -> None:
+        """Score the tiles of a band from the last one upwards, until we meet the worker that maps it.
+
+        It takes them when it comes there. So no worker waits long for the last bands, however high they are.
+        """
+        assert isinstance(task.output, Path), "who maps the band would find nothing"
+        job, batch_size, folder = self.job_of(task), int(task.options.batch_size or 1), parts_folder(task.output)
+        shared, shelf, place = self.scores(job), Shelf(folder, task.key), place_path(folder, task.band)
+        together = rows_sharing_batches(job.grid, batch_size)
+        start, stop = job.grid.touching(*job.view.needs(*task.band), together)
+        in_parts, left = Halving(job.segmenter.score), 0
+
+        def score(batch: Batch) -> Tensor:
+            return in_parts(stacked(batch))
+
+        for top in reversed(range(start, stop, together)):
+            view = self.job_of(task).view  # one that reads on from above knows no way up
+            tiles = view.tiles(job.grid, slice(top, min(top + together, stop)))
+            for batch in reversed(list(batches(tiles, job.grid, batch_size))):
+                tell(0, 1)
+                # It has passed here, or has not begun: because its scores are not handed over, or all is done and gone.
+                if not NOWHERE < place_of(place) < batch[0][0][:2] or not shared.pays or left > MOST_AHEAD_BYTES:
+                    return
+                left += shared.left(shelf, place, [tile for tile, _, _ in batch], partial(score, batch))
 
 
 class News:

@@ -5,10 +5,13 @@ from d2ls_infer.tiling.blend import (
     WINDOWS,
     Around,
     BandBlender,
+    Batch,
     Rows,
     axis_windows,
+    batches,
     blend,
     rows_sharing_batches,
+    stacked,
 )
 from d2ls_infer.tiling.grid import Tile, TileGrid, parse_overlap
 from d2ls_infer.tiling.resample import Resampler, resample_rows
@@ -18,13 +21,16 @@ __all__ = [
     "WINDOWS",
     "Around",
     "BandBlender",
+    "Batch",
     "Resampler",
     "Rows",
     "Tile",
     "TileGrid",
     "axis_windows",
+    "batches",
     "blend",
     "parse_overlap",
     "resample_rows",
     "rows_sharing_batches",
+    "stacked",
 ]

@@ -32,6 +32,9 @@ DEVICE_PIECE_BYTES = 64 << 20
 Around = Callable[[Sequence[Tile], Callable[[], Tensor]], Tensor]
 """Called with the tiles of a batch and what scores them; gives their scores."""
 
+Batch = list[tuple[Tile, np.ndarray, np.ndarray]]
+"""Tiles that are scored at once, each with values (bands, h, w) and valid (h, w) bool."""
+
 
 class Rows(NamedTuple):
     """Finished rows of a field: scores (K, rows, width) float32, and where a tile gave any (rows, width) bool.
@@ -168,43 +171,59 @@ def blend(
     first tile's.
     """
     blender = BandBlender(grid, channels, window, device=device, disagreement=disagreement)
-    waiting: list[tuple[Tile, np.ndarray, np.ndarray]] = []
-    together = rows_sharing_batches(grid, batch_size)
-    groups = {row: index // together for index, row in enumerate(grid.row_starts)}
-    group: int | None = None
 
-    def add_waiting() -> Iterator[Rows]:
-        if all(tile.row + tile.height <= first_row for tile, _, _ in waiting):
-            for tile, _, _ in waiting:
+    def from_the_first() -> Iterator[tuple[Tile, tuple[np.ndarray, np.ndarray]]]:
+        for index, (tile, pixels) in enumerate(tiles):
+            if index == 0:
+                blender.first_row = tile.row
+            yield tile, pixels
+
+    def add(batch: Batch) -> Iterator[Rows]:
+        if all(tile.row + tile.height <= first_row for tile, _, _ in batch):
+            for tile, _, _ in batch:
                 yield from blender.advance(tile.row)
-            waiting.clear()
             return
 
         def scored() -> Tensor:
-            return score(torch.from_numpy(np.stack([values for _, values, _ in waiting])))
+            return score(stacked(batch))
 
-        scores = scored() if around is None else around([tile for tile, _, _ in waiting], scored)
-        expected = (len(waiting), channels, grid.tile_height, grid.tile_width)
+        scores = scored() if around is None else around([tile for tile, _, _ in batch], scored)
+        expected = (len(batch), channels, grid.tile_height, grid.tile_width)
         if scores.shape != expected:
             raise UsageError(f"the segmenter gave scores of shape {tuple(scores.shape)}, not {expected}")
-        for (tile, _, valid), tile_scores in zip(waiting, scores, strict=True):
+        for (tile, _, valid), tile_scores in zip(batch, scores, strict=True):
             all_valid = bool(valid.all())
             yield from blender.add(tile, tile_scores, None if all_valid else uploaded(torch.from_numpy(valid), device))
-        waiting.clear()
 
-    for tile, (values, valid) in tiles:
-        if group is None:
-            blender.first_row = tile.row
-        elif groups[tile.row] != group and waiting:
-            yield from add_waiting()
-        group = groups[tile.row]
-        if valid.any():
-            waiting.append((tile, values, valid))
-        if len(waiting) == batch_size:
-            yield from add_waiting()
-    if waiting:
-        yield from add_waiting()
+    for batch in batches(from_the_first(), grid, batch_size):
+        yield from add(batch)
+        batch.clear()  # so that its pixels are not there while the next are read
     yield from blender.finish()
+
+
+def batches(
+    tiles: Iterable[tuple[Tile, tuple[np.ndarray, np.ndarray]]], grid: TileGrid, batch_size: int
+) -> Iterator[Batch]:
+    """The tiles in the batches in which they are scored, without those that have no valid pixel; see `blend`."""
+    together = rows_sharing_batches(grid, batch_size)
+    groups = {row: index // together for index, row in enumerate(grid.row_starts)}
+    batch: Batch = []
+    for tile, (values, valid) in tiles:
+        if batch and groups[tile.row] != groups[batch[0][0].row]:
+            yield batch
+            batch = []
+        if valid.any():
+            batch.append((tile, values, valid))
+        if len(batch) == batch_size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def stacked(batch: Batch) -> Tensor:
+    """(B, bands, h, w): the values of a batch."""
+    return torch.from_numpy(np.stack([values for _, values, _ in batch]))
 
 
 def rows_sharing_batches(grid: TileGrid, batch_size: int) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import hashlib
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from d2ls_infer import cli, journal
 from d2ls_infer.labels import LabelMap
+
+CLONE_NEWNET = 0x40000000  # of Linux, <sched.h>; `os.setns` is there from Python 3.12
 
 
 class Touchy:
@@ -67,14 +70,36 @@ class Stuck(Touchy):
 class Counted(Touchy):
     """Takes its time for a batch, and leaves a file for it, named by what is in it, in a folder."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(0.05)
+    def __init__(self, folder: Path, seconds: float = 0.05) -> None:
+        super().__init__(seconds)
         self.folder = folder
 
     def score(self, batch: Tensor) -> Tensor:
         content = hashlib.sha256(batch.float().numpy().tobytes()).hexdigest()
         (self.folder / f"{content} {os.getpid()}-{time.monotonic_ns()}").touch()
         return super().score(batch)
+
+
+class Looking(Touchy):
+    """Scores by the mean brightness of what it has seen of the scene, and leaves a file for each crop in a folder."""
+
+    observes = True
+
+    def __init__(self, folder: Path, seconds: float = 0.05) -> None:
+        super().__init__(0.01)
+        self.folder, self.look_seconds = folder, seconds
+
+    def observe(self, batch: Tensor) -> Tensor:
+        time.sleep(self.look_seconds)
+        (self.folder / f"{os.getpid()}-{time.monotonic_ns()}").touch()
+        return batch.float().mean((0, 2, 3)) / 3
+
+    def merge(self, contexts: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(contexts)).mean(0)
+
+    def score(self, batch: Tensor, context: Tensor | None = None) -> Tensor:
+        scores = super().score(batch)
+        return scores if context is None else (scores + context.view(1, -1, 1, 1) / 100).softmax(1)
 
 
 def command(arguments: list[str], out: Path, err: Path) -> None:
@@ -85,14 +110,24 @@ def command(arguments: list[str], out: Path, err: Path) -> None:
     cli.main()
 
 
-def be_scheduler(port: int) -> None:
-    """Be a scheduler on loopback, until it is killed."""
-    serve(Scheduler, host="127.0.0.1", port=port, dashboard=False)
+def be_scheduler(port: int, namespace: str = "") -> None:
+    """Be a scheduler, until it is killed: on loopback, or on all networks of a namespace."""
+    enter(namespace)
+    serve(Scheduler, host="0.0.0.0" if namespace else "127.0.0.1", port=port, dashboard=False)
 
 
-def be_worker(address: str) -> None:
+def be_worker(address: str, namespace: str = "") -> None:
     """Be a worker of a scheduler, which nothing looks after, until it is killed."""
+    enter(namespace)
     serve(Worker, address, nthreads=1, dashboard=False, death_timeout=20)
+
+
+def enter(namespace: str) -> None:
+    """Move this process, which has one thread yet, into a network namespace; "" leaves it where it is."""
+    if namespace:
+        with Path(f"/run/netns/{namespace}").open() as file:
+            if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), CLONE_NEWNET) != 0:
+                raise OSError(ctypes.get_errno(), f"cannot enter the network namespace {namespace}")
 
 
 def serve(server: Callable[..., Any], *arguments: Any, **options: Any) -> None:

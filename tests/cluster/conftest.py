@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -67,3 +68,13 @@ def both_ways(scene: Path, tmp_path: Path) -> Callable[..., tuple[Path, Any, Pat
         return one, whole, many, made
 
     return mapped
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """Dask tells of lost workers at length; what it says of those that were killed here is no matter."""
+    logger = logging.getLogger("distributed")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    yield
+    logger.setLevel(before)

@@ -5,7 +5,6 @@ D2LS_FUZZ=20 kills workers in twenty times as many runs as the suite does.
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import signal
@@ -28,7 +27,7 @@ from d2ls_infer.cluster.clients import client_of
 from d2ls_infer.cluster.pieces import Band, Piece, bands_in, cut, gaps, known_pieces, parts_folder, usual_tile_rows
 from d2ls_infer.cluster.worker import BandDone
 from d2ls_infer.errors import D2LSError, RasterError, UsageError
-from d2ls_infer.outputs import Finished
+from d2ls_infer.outputs import Finished, Outputs
 
 Write = Callable[..., Path]
 Pixels = Callable[..., np.ndarray]
@@ -36,17 +35,10 @@ Crowd = Callable[[int], Any]
 EFFORT = float(os.environ.get("D2LS_FUZZ", "1"))
 OPTIONS: dict[str, Any] = {"tile_size": 32, "overlap": 8, "confidence": True}
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends signals of POSIX")
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    """Dask tells of lost workers at length; what it says of those that were killed here is no matter."""
-    logger = logging.getLogger("distributed")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    yield
-    logger.setLevel(before)
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="sends signals of POSIX"),
+    pytest.mark.usefixtures("quiet"),
+]
 
 
 @pytest.fixture
@@ -180,6 +172,38 @@ def test_a_source_that_cannot_be_read_is_tried_three_times_and_stops_no_other(
     assert "% of the map are kept in" in caplog.text
 
 
+# Where the map is put together
+
+
+def test_a_map_that_cannot_be_written_ends_its_scene_at_once(
+    client: Any, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is written while its bands are made: those that are left are let go, and what was made is kept."""
+
+    def full(outputs: Outputs, rows: Finished) -> None:
+        raise RasterError("cannot write map.tif: No space left on device")
+
+    news: list[dict[str, Any]] = []
+    monkeypatch.setattr(Outputs, "add", full)
+    (failed,) = predict_many(
+        Touchy(0.05, at_once=True), [scene], tmp_path / "map.tif", client=client, tell=news.append,
+        cluster=ClusterOptions(band_rows=20), **OPTIONS,
+    )  # fmt: skip
+    assert isinstance(failed, FailedScene)
+    assert "No space left on device" in str(failed.error)
+    assert 0 < sum(item["status"] == "band" for item in news) < 15
+    assert "% of the map are kept in" in caplog.text
+    assert [path.name for path in tmp_path.glob("map*")] == ["map.tif.parts"]
+    monkeypatch.undo()
+    result = predict_raster(
+        Touchy(), scene, tmp_path / "map.tif", client=client, resume=True, cluster=ClusterOptions(band_rows=20),
+        **OPTIONS,
+    )  # fmt: skip
+    assert result.resumed_rows > 0
+    predict_raster(Touchy(), scene, tmp_path / "one.tif", **OPTIONS)
+    assert (tmp_path / "map.tif").read_bytes() == (tmp_path / "one.tif").read_bytes()
+
+
 # The scheduler, and the client
 
 
@@ -290,6 +314,23 @@ def test_a_piece_goes_on_where_it_was_left(tmp_path: Path) -> None:
         assert all(np.array_equal(part.labels, rows) for part in piece)
     with pytest.raises(UsageError, match="made with other a"):
         known_pieces(tmp_path, {"a": 2})
+
+
+def test_two_workers_that_add_to_one_piece_do_not_hinder_each_other(tmp_path: Path) -> None:
+    """One was given up and lives on; both make the same rows."""
+    rows = [Finished.of(8 + 4 * index, {"labels": np.full((4, 5), index, np.uint8)}) for index in range(3)]
+    band, done = Band(8, 20), BandDone(6, 1, 2, 3, {"read": 0.5}, "tcp://somewhere")
+    with Piece(tmp_path, band, {}) as given_up, Piece(tmp_path, band, {}) as other:
+        for part in rows:
+            for piece in (given_up, other):
+                piece.add(part)
+                piece.commit()
+        other.finish(done)
+        given_up.finish(done)
+    with Piece(tmp_path, band, {}) as piece:
+        assert piece.done == done
+        assert [part.first for part in piece] == [8, 12, 16]
+        assert all(np.array_equal(part.labels, made.labels) for part, made in zip(piece, rows, strict=True))
 
 
 def test_pieces_that_are_of_no_use_are_removed(tmp_path: Path) -> None:
