@@ -36,17 +36,15 @@ def random_crop(
     rng: np.random.Generator,
     *,
     value_range: tuple[float, float],
-    ignore_index: int,
 ) -> tuple[Tensor, Tensor]:
     """One augmented crop: (bands, crop, crop) float32 where 0..1 is the value range, and (crop, crop) int64.
 
-    Images are drawn by their area, or by `balance`. Where a crop reaches past its image, it is filled by 0 and
-    `ignore_index`.
+    Images are drawn by their area, or by `balance`. Where a crop reaches past its image, image and labels are mirrored.
     """
     if rng.random() < config.mosaic:
-        image, mask = mosaic(pool, config, rng, ignore_index=ignore_index)
+        image, mask = mosaic(pool, config, rng)
     else:
-        image, mask = turned_crop(pool, config.crop, config, rng, ignore_index=ignore_index)
+        image, mask = turned_crop(pool, config.crop, config, rng)
     turns = int(rng.integers(4))
     image, mask = torch.rot90(image, turns, (1, 2)), torch.rot90(mask, turns, (0, 1))
     if rng.random() < 0.5:
@@ -55,15 +53,13 @@ def random_crop(
     return jitter(((image - low) / (high - low)).clamp(0, 1), config.jitter, rng), mask
 
 
-def turned_crop(
-    pool: ImagePool, size: int, config: AugmentConfig, rng: np.random.Generator, *, ignore_index: int
-) -> tuple[Tensor, Tensor]:
+def turned_crop(pool: ImagePool, size: int, config: AugmentConfig, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """A `scaled_crop`, of those that `turn` asks for the upright square in the middle of one that is turned."""
     if not config.turn or rng.random() >= config.turn:
-        return scaled_crop(pool, size, config, rng, ignore_index=ignore_index)
+        return scaled_crop(pool, size, config, rng)
     angle = rng.uniform(-math.pi / 4, math.pi / 4)
     wide = math.ceil(size * (math.cos(angle) + abs(math.sin(angle))))
-    image, mask = scaled_crop(pool, wide, config, rng, ignore_index=ignore_index)
+    image, mask = scaled_crop(pool, wide, config, rng)
     cos, sin = (size / wide * value for value in (math.cos(angle), math.sin(angle)))
     grid = F.affine_grid(torch.tensor([[[cos, -sin, 0.0], [sin, cos, 0.0]]]), [1, 1, size, size], align_corners=False)
     image = F.grid_sample(image[None], grid, padding_mode="border", align_corners=False)[0]
@@ -71,9 +67,7 @@ def turned_crop(
     return image, labels[0, 0].long()
 
 
-def scaled_crop(
-    pool: ImagePool, size: int, config: AugmentConfig, rng: np.random.Generator, *, ignore_index: int
-) -> tuple[Tensor, Tensor]:
+def scaled_crop(pool: ImagePool, size: int, config: AugmentConfig, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """A square window of random place and scale, resized to `size`: bilinear for the image, nearest for the mask."""
     on: tuple[int, int] | None = None
     if config.balance and rng.random() < config.balance:
@@ -82,17 +76,23 @@ def scaled_crop(
         image, mask = pool.draw(rng)
     low, high = np.log(config.scales)
     side = max(8, round(size / float(np.exp(rng.uniform(low, high)))))
-    height, width = mask.shape
-    row, col = (start_of(extent, side, rng, on[axis] if on else None) for axis, extent in enumerate(mask.shape))
-    rows, cols = slice(max(row, 0), min(row + side, height)), slice(max(col, 0), min(col + side, width))
-    into = slice(rows.start - row, rows.stop - row), slice(cols.start - col, cols.stop - col)
-    pixels = torch.zeros((len(image), side, side))
-    labels = torch.full((side, side), ignore_index, dtype=torch.float32)
-    pixels[:, *into] = torch.from_numpy(image[:, rows, cols]).float()
-    labels[into] = torch.from_numpy(mask[rows, cols]).float()
+    rows, cols = (
+        mirrored(start_of(extent, side, rng, on[axis] if on else None), side, extent)
+        for axis, extent in enumerate(mask.shape)
+    )
+    pixels = torch.from_numpy(image[:, rows][..., cols]).float()
+    labels = torch.from_numpy(mask[rows][:, cols]).float()
     pixels = F.interpolate(pixels[None], (size, size), mode="bilinear", align_corners=False, antialias=side > size)[0]
     labels = F.interpolate(labels[None, None], (size, size), mode="nearest-exact")[0, 0]
     return pixels, labels.long()
+
+
+def mirrored(start: int, side: int, extent: int) -> slice | np.ndarray:
+    """What takes `side` pixels from `start` on along an axis of `extent` pixels, mirrored where they lie outside."""
+    if start >= 0 and start + side <= extent:
+        return slice(start, start + side)
+    places = np.arange(start, start + side) % (2 * extent)
+    return np.minimum(places, 2 * extent - 1 - places)
 
 
 def start_of(extent: int, side: int, rng: np.random.Generator, on: int | None) -> int:
@@ -105,15 +105,13 @@ def start_of(extent: int, side: int, rng: np.random.Generator, on: int | None) -
     return int(rng.integers(first, last + 1))
 
 
-def mosaic(
-    pool: ImagePool, config: AugmentConfig, rng: np.random.Generator, *, ignore_index: int
-) -> tuple[Tensor, Tensor]:
+def mosaic(pool: ImagePool, config: AugmentConfig, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Four crops that meet at a random point, each no larger than it is seen."""
     size = config.crop
     row, col = (int(value) for value in rng.integers(size // 4, size - size // 4 + 1, 2))
     pieces = []
     for height, width in ((row, col), (row, size - col), (size - row, col), (size - row, size - col)):
-        image, mask = turned_crop(pool, max(height, width), config, rng, ignore_index=ignore_index)
+        image, mask = turned_crop(pool, max(height, width), config, rng)
         pieces.append((image[:, :height, :width], mask[:height, :width]))
     images, masks = zip(*pieces, strict=True)
     image = torch.cat([torch.cat(images[:2], 2), torch.cat(images[2:], 2)], 1)

@@ -40,8 +40,7 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng((self.config.seed, self.epoch, index))
-        value_range, ignore_index = self.about.value_range, self.about.labels.ignore_index
-        image, mask = random_crop(self.pool, self.augment, rng, value_range=value_range, ignore_index=ignore_index)
+        image, mask = random_crop(self.pool, self.augment, rng, value_range=self.about.value_range)
         return (image - self.mean) / self.std, mask
 
 

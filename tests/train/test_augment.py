@@ -13,11 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from d2ls_infer.train.augment import AugmentConfig, jitter, random_crop, start_of
+from d2ls_infer.train.augment import AugmentConfig, jitter, mirrored, random_crop, start_of
 from d2ls_infer.train.pool import ImagePool
 
 Pair = tuple[np.ndarray, np.ndarray]
-IGNORE = 255
 
 
 def pool_of(pairs: list[Pair]) -> ImagePool:
@@ -26,14 +25,12 @@ def pool_of(pairs: list[Pair]) -> ImagePool:
 
 def crop_of(pairs: list[Pair], seed: int, **settings: Any) -> tuple[Tensor, Tensor]:
     config = AugmentConfig(**{"crop": 48, **settings})
-    return random_crop(
-        pool_of(pairs), config, np.random.default_rng(seed), value_range=(0.0, 255.0), ignore_index=IGNORE
-    )
+    return random_crop(pool_of(pairs), config, np.random.default_rng(seed), value_range=(0.0, 255.0))
 
 
 def expected_image(mask: Tensor) -> Tensor:
-    """What the toy images hold where their mask is this, on 0..1; the filling is 0."""
-    return torch.where(mask == IGNORE, 0.0, (20 + 110 * mask) / 255)
+    """What the toy images hold where their mask is this, on 0..1."""
+    return (20 + 110 * mask) / 255
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -45,7 +42,7 @@ def test_crop_has_its_size_range_and_types(toy_pairs: list[Pair], seed: int) -> 
     assert mask.dtype == torch.int64
     assert image.min() >= 0
     assert image.max() <= 1
-    assert set(mask.unique().tolist()) <= {0, 1, 2, IGNORE}
+    assert set(mask.unique().tolist()) <= {0, 1, 2}
 
 
 def test_crop_depends_on_the_generator_alone(toy_pairs: list[Pair]) -> None:
@@ -92,23 +89,29 @@ def test_magnification_is_the_size_of_objects_in_the_crop() -> None:
         assert across.diff().abs().tolist() in ([1, 0] * 19 + [1], [0, 1] * 19 + [0])  # stripes of two pixels
 
 
-@pytest.mark.parametrize("shape", [(10, 10), (5, 100), (1, 1)])
-def test_small_image_is_filled_up_by_the_ignore_index(shape: tuple[int, int]) -> None:
-    pair = (np.full((3, *shape), 255, np.uint8), np.ones(shape, np.uint8))
+@given(st.integers(-200, 100), st.integers(1, 300), st.integers(1, 100))
+def test_places_outside_of_an_image_are_those_of_its_mirror_images(start: int, side: int, extent: int) -> None:
+    places = np.arange(extent)[mirrored(start, side, extent)]
+    assert places.shape == (max(0, side),)
+    endless = np.tile(np.r_[np.arange(extent), np.arange(extent)[::-1]], 2 + (side + abs(start)) // extent)
+    at = start % (2 * extent)
+    np.testing.assert_array_equal(places, endless[at : at + side])
+
+
+@pytest.mark.parametrize("shape", [(10, 10), (5, 100), (1, 1), (30, 40)])
+def test_crop_of_a_small_image_shows_it_whole_and_mirrored_around(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    mask = rng.integers(0, 3, shape).astype(np.uint8)
+    around = np.pad(mask, 48, mode="symmetric")
+    windows = {np.lib.stride_tricks.sliding_window_view(around, (48, 48))[at].tobytes() for at in np.ndindex(49, 49)}
     for seed in range(5):
-        image, mask = crop_of([pair], seed, scales=(1.0, 1.0), mosaic=0.0, jitter=0.0)
-        assert (mask == 1).sum() == min(shape[0], 48) * min(shape[1], 48)
-        assert (mask == IGNORE).sum() == 48 * 48 - (mask == 1).sum()
-        torch.testing.assert_close(image[0], (mask == 1).float(), atol=1e-5, rtol=0)
-
-
-def test_small_image_lies_anywhere_in_its_crop() -> None:
-    pair = (np.zeros((1, 10, 20), np.uint8), np.ones((10, 20), np.uint8))
-    masks = [crop_of([pair], seed, scales=(1.0, 1.0), mosaic=0.0)[1] for seed in range(60)]
-    upright = [mask == 1 for mask in masks if (mask == 1).any(0).sum() == 20]
-    tops, lefts = ({int(mask.any(axis).byte().argmax()) for mask in upright} for axis in (1, 0))
-    assert len(tops) > 10
-    assert len(lefts) > 10
+        image, labels = crop_of(
+            [(np.repeat(80 * mask[None], 3, 0), mask)], seed, scales=(1.0, 1.0), mosaic=0.0, jitter=0.0
+        )
+        torch.testing.assert_close(image[0], 80 * labels / 255, atol=1e-5, rtol=0)
+        upright = [np.rot90(turned, turns) for turned in (labels.numpy(), labels.flip(1).numpy()) for turns in range(4)]
+        if max(shape) <= 48:
+            assert any(candidate.astype(np.uint8).tobytes() in windows for candidate in upright)
 
 
 def test_mirrored_images_give_mirrored_crops(toy_pairs: list[Pair]) -> None:
@@ -132,7 +135,6 @@ def test_every_place_of_an_image_can_be_drawn() -> None:
             AugmentConfig(crop=40, scales=(1.0, 1.0), mosaic=0.0, jitter=0.0),
             np.random.default_rng(seed),
             value_range=(0.0, 3599.0),
-            ignore_index=IGNORE,
         )
         seen.add(round(float(image.amin()) * 3599))  # the upper left pixel, however the crop is turned
     rows, cols = {place // 60 for place in seen}, {place % 60 for place in seen}
@@ -150,7 +152,6 @@ def test_crops_come_in_all_eight_orientations() -> None:
             AugmentConfig(crop=48, scales=(1.0, 1.0), mosaic=0.0, jitter=0.0),
             np.random.default_rng(seed),
             value_range=(0.0, 5000.0),
-            ignore_index=IGNORE,
         )
         corners = image[0][[0, 0, -1, -1], [0, -1, 0, -1]]
         orientations.add(tuple(corners.argsort().tolist()))
@@ -212,7 +213,6 @@ def test_value_range_becomes_0_to_1_and_what_is_outside_is_clipped() -> None:
         config,
         np.random.default_rng(0),
         value_range=(1000.0, 11000.0),
-        ignore_index=IGNORE,
     )
     torch.testing.assert_close(crop[0], torch.full((32, 32), 0.2))
     torch.testing.assert_close(crop[1], torch.ones(32, 32))
@@ -255,7 +255,7 @@ def test_turned_crop_shows_lines_at_any_angle() -> None:
     angles = []
     for seed in range(40):
         found = crop_of([(image, mask)], seed, scales=(1.0, 1.0), mosaic=0.0, jitter=0.0, turn=1.0)[1].float()
-        if (found == IGNORE).any() or not 0.2 < found.mean() < 0.8:
+        if not 0.2 < found.mean() < 0.8:
             continue
         down, right = found.diff(dim=0).sum(), found.diff(dim=1).sum()  # the line's extent along each axis
         angles.append(float(torch.atan2(down, right)) % (torch.pi / 2))
