@@ -235,9 +235,11 @@ MOST_TILE_ROWS = 96
 BANDS_PER_WORKER = 4
 """So many bands each, where there are enough, so that no one waits long for the last."""
 
-
 LEAST_HANDED_OVER = 2
 """The same, where it is likely to be handed over; with 1, two workers would always be at the same row of tiles."""
+
+BANDS_HANDED_OVER = 2
+"""The same there, where who has nothing to do helps with the last: each border costs a second of 16 rows of 8 tiles."""
 
 
 def usual_tile_rows(tile_rows: int, workers: int, *, handed_over: bool) -> int:
@@ -245,11 +247,11 @@ def usual_tile_rows(tile_rows: int, workers: int, *, handed_over: bool) -> int:
 
     handed_over: whether bands are likely to have the scores of shared rows of tiles from each other.
     """
-    least = LEAST_HANDED_OVER if handed_over else LEAST_TILE_ROWS
+    least, bands = (LEAST_HANDED_OVER, BANDS_HANDED_OVER) if handed_over else (LEAST_TILE_ROWS, BANDS_PER_WORKER)
     if workers == 1:
         most = MOST_TILE_ROWS
     elif tile_rows < least * workers:
         most = -(-tile_rows // workers)
     else:
-        most = max(least, min(MOST_TILE_ROWS, tile_rows // (BANDS_PER_WORKER * workers)))
+        most = max(least, min(MOST_TILE_ROWS, tile_rows // (bands * workers)))
     return -(-tile_rows // -(-tile_rows // most))  # as many bands, of like height

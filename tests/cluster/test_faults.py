@@ -361,7 +361,7 @@ def test_a_band_is_high_where_the_scene_is(tile_rows: int, workers: int, rows: i
 
 
 @pytest.mark.parametrize(
-    ("tile_rows", "workers", "rows"), [(1, 5, 1), (11, 2, 2), (100, 1, 50), (48, 2, 6), (9600, 2, 96)]
+    ("tile_rows", "workers", "rows"), [(1, 5, 1), (11, 2, 2), (100, 1, 50), (48, 2, 12), (9600, 2, 96)]
 )
 def test_bands_are_lower_where_their_shared_tiles_are_scored_once(tile_rows: int, workers: int, rows: int) -> None:
     assert usual_tile_rows(tile_rows, workers, handed_over=True) == rows
