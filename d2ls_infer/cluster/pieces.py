@@ -239,8 +239,8 @@ LEAST_HANDED_OVER = 2
 """The least where it is likely to be handed over; with 1, two workers would always be at the same row of tiles."""
 
 BANDS_HANDED_OVER = 2
-"""Bands each there: who has nothing to do helps with the last ones, and a border between two bands takes a second of one
-core where 8 tiles lie side by side."""
+"""Bands each there: who has nothing to do helps with the last ones, and a border between two bands takes a second of
+one core where 8 tiles lie side by side."""
 
 
 def usual_tile_rows(tile_rows: int, workers: int, *, handed_over: bool) -> int:
