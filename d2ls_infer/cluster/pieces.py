@@ -236,10 +236,11 @@ BANDS_PER_WORKER = 4
 """So many bands each, where there are enough, so that no one waits long for the last."""
 
 LEAST_HANDED_OVER = 2
-"""The same, where it is likely to be handed over; with 1, two workers would always be at the same row of tiles."""
+"""The least where it is likely to be handed over; with 1, two workers would always be at the same row of tiles."""
 
 BANDS_HANDED_OVER = 2
-"""The same there, where who has nothing to do helps with the last: each border costs a second of 16 rows of 8 tiles."""
+"""Bands each there: who has nothing to do helps with the last ones, and a border between two bands takes a second of one
+core where 8 tiles lie side by side."""
 
 
 def usual_tile_rows(tile_rows: int, workers: int, *, handed_over: bool) -> int:
