@@ -74,8 +74,8 @@ def local_workers(count: int) -> Iterator[Client]:
 def undisturbed() -> AbstractContextManager[Any]:
     """Workers that are made inside have `ALLOCATION` in their environment, and take no samples of what they do.
 
-    Nor do they, their scheduler and what looks after them look at their clock every 20 ms: for scheduler and two workers
-    that takes 4 % of a core.
+    Nor do they, their scheduler and what looks after them look at their clock every 20 ms: for scheduler and two
+    workers that takes 4 % of a core.
     """
     wanted: dict[str, Any] = {
         f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in ALLOCATION.items()
