@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 @options.part
 @options.gsd
 @options.tta
-@click.option("--asset", metavar="NAME", help="Of a STAC item: the asset to map.")
+@click.option("--asset", metavar="NAME", help="Of STAC items: the asset to map.")
 @options.outputs
 @options.overwrite
 @click.option(

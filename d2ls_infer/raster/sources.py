@@ -1,4 +1,4 @@
-"""What users name when they mean scenes: files, addresses, patterns, folders, lists, STAC items -> rasters to open."""
+"""What users name when they mean scenes: files, addresses, patterns, folders, lists, STAC -> rasters to open."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def find_scenes(names: Sequence[str | Path], *, asset: str | None = None) -> lis
     A name is a raster (a file, a URL, or whatever else GDAL opens), a pattern (`tiles/*.tif`, `**` goes into folders),
     a folder (the rasters in it, by their suffix, but for maps of ours), a list of any of these (`@list.txt`, or a .txt
     that is no raster itself: one a line, # begins a comment, as they stand or as seen from the list's folder), or a
-    STAC item (a .json file or address: the asset called `asset`, or the one that is data).
+    STAC item (a .json file or address: the asset called `asset`, or the one that is data), or a collection of them: the
+    items that it holds, as an answer to a search does, or that it links to, by way of further collections too.
 
     Raises MissingFileError; UsageError where nothing is found, or several assets would do.
     """
@@ -53,7 +54,7 @@ def expand(name: str, asset: str | None) -> Iterator[str]:
         for line in listed(Path(name[1:])):
             yield from expand(line, asset)
     elif is_item(name):
-        yield item_asset(name, asset)
+        yield from stac_scenes(name, asset)
     elif path is not None and path.is_dir() and not is_raster(name):
         yield from in_folder(path)
     elif path is not None and path.suffix.lower() == ".txt" and not is_raster(name):
@@ -122,22 +123,58 @@ def is_pattern(name: str) -> bool:
     return glob.has_magic(name) and any(glob.iglob(name, recursive=True))  # noqa: PTH207 - as above
 
 
-# STAC items
+# STAC
 
 
 def is_item(name: str) -> bool:
-    """Whether a name is that of a JSON file, or of an item of a STAC API."""
+    """Whether a name is that of a JSON file, or of an item or collection of a STAC API."""
     if name.startswith("/vsi"):
         return False
     path = PurePosixPath(urlsplit(name).path)
-    of_api = name.startswith(("http://", "https://")) and path.suffix == "" and path.parent.name == "items"
-    return path.suffix.lower() in (".json", ".geojson") or of_api
+    of_api = path.suffix == "" and {"items", "collections"} & {path.name, path.parent.name}
+    return path.suffix.lower() in (".json", ".geojson") or (name.startswith(("http://", "https://")) and bool(of_api))
 
 
-def item_asset(name: str, wanted: str | None) -> str:
-    """The address of the asset of a STAC item that is data, by role or else by type, or of the one that is wanted."""
-    item = read_item(name)
-    assets = item["assets"]
+def stac_scenes(name: str, wanted: str | None, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """The assets of a STAC item, or of all items of a collection; above: the collections that led to it.
+
+    Raises UsageError for any other JSON, and for collections without items, in pages, or that lead to themselves.
+    """
+    found = read_json(name)
+    links = [link for link in found.get("links") or () if isinstance(link, dict) and isinstance(link.get("href"), str)]
+    by_kind = {kind: [link["href"] for link in links if link.get("rel") == kind] for kind in ("next", *LEADING)}
+    if found.get("type") == "FeatureCollection":
+        if by_kind["next"]:
+            raise UsageError(f"{name} is one page of several; ask for all items at once, as by limit=1000")
+        if not (items := found.get("features")):
+            raise UsageError(f"{name} has no items")
+        for item in items:
+            yield item_asset(name, item, wanted)
+    elif found.get("type") in ("Collection", "Catalog"):
+        # An API's own list of all items says the same as links to them.
+        further = [*by_kind["item"], *by_kind["child"]] or by_kind["items"]
+        if not further or name in above:
+            raise UsageError(f"{name} leads to {'itself' if further else 'no items'}")
+        for href in further:
+            yield from stac_scenes(resolved(name, href), wanted, (*above, name))
+    else:
+        yield item_asset(name, found, wanted)
+
+
+LEADING = ("item", "child", "items")
+"""Links from a collection to what it holds."""
+
+
+def item_asset(name: str, item: Any, wanted: str | None) -> str:
+    """The address of the asset of a STAC item that is data, by role or else by type, or of the one that is wanted.
+
+    name: of the file that holds the item. Raises UsageError for what is no item.
+    """
+    assets = item.get("assets") if isinstance(item, dict) and "stac_version" in item else None
+    if not isinstance(assets, dict) or not all(
+        isinstance(a, dict) and isinstance(a.get("href"), str) for a in assets.values()
+    ):
+        raise UsageError(f"{name} is no STAC item: stac_version and assets with an href each are needed")
     if wanted is not None:
         if wanted not in assets:
             raise UsageError(f"{name} has no asset {wanted!r}; it has {', '.join(assets) or 'none'}")
@@ -163,8 +200,8 @@ def is_picture(asset: Mapping[str, Any]) -> bool:
     return str(asset.get("type", "")).startswith("image/") and not other
 
 
-def read_item(name: str) -> Mapping[str, Any]:
-    """A STAC item from a file or over the network. Raises UsageError for any other JSON."""
+def read_json(name: str) -> Mapping[str, Any]:
+    """A JSON object from a file or over the network. Raises UsageError for what is none."""
     if is_remote(name) and not name.startswith(("http://", "https://")):
         raise UsageError(f"a STAC item is read from a file, or over http(s); got {name}")
     try:
@@ -173,7 +210,7 @@ def read_item(name: str) -> Mapping[str, Any]:
                 text = answer.read(JSON_BYTES)
         else:
             text = Path(name).read_bytes()
-        item = json.loads(text)
+        found = json.loads(text)
     except FileNotFoundError as error:
         raise MissingFileError(f"no such file: {name}") from error
     except URLError as error:
@@ -182,17 +219,13 @@ def read_item(name: str) -> Mapping[str, Any]:
         raise RasterError(f"cannot read {name}: {error}") from error
     except ValueError as error:
         raise UsageError(f"{name} is no STAC item: it is not JSON") from error
-    assets = item.get("assets") if isinstance(item, dict) and "stac_version" in item else None
-    if not isinstance(assets, dict) or not all(
-        isinstance(a, dict) and isinstance(a.get("href"), str) for a in assets.values()
-    ):
-        raise UsageError(f"{name} is no STAC item: stac_version and assets with an href each are needed")
-    found: Mapping[str, Any] = item
+    if not isinstance(found, dict):
+        raise UsageError(f"{name} is no STAC item: it is no JSON object")
     return found
 
 
 def resolved(item: str, href: str) -> str:
-    """The address of an asset, as seen from its item."""
+    """The address of an asset or a further file, as seen from the one that names it."""
     if is_remote(href):
         return unquote(urlsplit(href).path) if href.startswith("file://") else href
     return urljoin(item, href) if is_remote(item) else str(Path(item).parent / href)

@@ -123,7 +123,7 @@ def test_a_raster_in_a_text_file_is_no_list(tmp_path: Path) -> None:
     assert read(str(path), bands_needed=1)[0].tolist() == [[1, 2], [3, 4]]
 
 
-# STAC items
+# STAC
 
 
 def write_item(path: Path, assets: Mapping[str, Mapping[str, Any]]) -> Path:
@@ -169,7 +169,19 @@ def test_an_asset_may_be_chosen(tiles: Path) -> None:
         ({}, None, ["it has none"]),
         ({"red": DATA}, "nir", ["no asset 'nir'", "it has red"]),
         ("hello", None, ["is not JSON"]),
-        ('{"type": "FeatureCollection", "features": []}', None, ["no STAC item", "stac_version"]),
+        ('{"type": "FeatureCollection", "features": []}', None, ["has no items"]),
+        ('{"type": "FeatureCollection", "features": [{"id": "x"}]}', None, ["no STAC item", "stac_version"]),
+        (
+            '{"type": "FeatureCollection", "features": [], "links": [{"rel": "next", "href": "?page=2"}]}',
+            None,
+            ["one page of several"],
+        ),
+        ('{"type": "Collection", "stac_version": "1.0.0", "links": []}', None, ["leads to no items"]),
+        (
+            '{"type": "Catalog", "stac_version": "1.0.0", "links": [{"rel": "child", "href": "item.json"}]}',
+            None,
+            ["leads to itself"],
+        ),
         ('{"stac_version": "1.0.0", "assets": {"red": {}}}', None, ["an href each"]),
         ("[1, 2]", None, ["no STAC item"]),
     ],
@@ -186,6 +198,28 @@ def test_a_stac_item_that_leaves_a_question(
         find_scenes([path], asset=asset)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_collection_is_its_items(tiles: Path) -> None:
+    items = [
+        json.loads(write_item(tiles / f"{name}.json", {"image": DATA | {"href": f"{name}.tif"}}).read_text())
+        for name in "ab"
+    ]
+    answer = tiles / "search.json"
+    answer.write_text(json.dumps({"type": "FeatureCollection", "features": items}))
+    expected = [str(tiles / "a.tif"), str(tiles / "b.tif")]
+    assert find_scenes([answer]) == expected
+    (tiles / "inner").mkdir()
+    inner = {
+        "type": "Collection",
+        "stac_version": "1.0.0",
+        "links": [{"rel": "item", "href": f"../{name}.json"} for name in "ab"],
+    }
+    (tiles / "inner" / "collection.json").write_text(json.dumps(inner))
+    links = [{"rel": "self", "href": "catalog.json"}, {"rel": "child", "href": "./inner/collection.json"}]
+    (tiles / "catalog.json").write_text(json.dumps({"type": "Catalog", "stac_version": "1.0.0", "links": links}))
+    found = find_scenes([tiles / "catalog.json"], asset="image")
+    assert [Path(scene).resolve() for scene in found] == [Path(scene).resolve() for scene in expected]
 
 
 def test_an_item_that_is_not_there(tmp_path: Path) -> None:
