@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from cluster_toys import Touchy
 
 from d2ls_infer import FailedScene, PredictResult, predict_many, predict_raster
 from d2ls_infer.cluster import ClusterOptions
+from d2ls_infer.cluster.clients import workers_of_devices
 from d2ls_infer.cluster.pieces import Band
 from d2ls_infer.cluster.worker import BandTask
 from d2ls_infer.errors import OutputExistsError, UsageError
@@ -48,6 +51,22 @@ def test_the_bytes_are_those_of_one_process(
             assert (made.areas, made.tiles, made.clipped) == (whole.areas, whole.tiles, whole.clipped)
             assert made.skipped == whole.skipped
             assert not list(many.glob("*.parts"))
+
+
+def test_each_worker_of_a_device_sees_it_alone_and_the_bytes_are_those_of_one_process(
+    monkeypatch: pytest.MonkeyPatch, both_ways: Callable[..., Any], contents: Contents
+) -> None:
+    # Devices as the environment has numbered them; where none is there, the workers' work goes to their CPU.
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,7")
+    with workers_of_devices([0, 2]) as client:
+        assert sorted(client.run(os.getenv, "CUDA_VISIBLE_DEVICES").values()) == ["4", "7"]
+        resources = [worker["resources"] for worker in client.scheduler_info()["workers"].values()]
+        assert resources == [{"GPU": 1}, {"GPU": 1}]
+        monkeypatch.undo()
+        one, _, many, made = both_ways(client, 0, 37, {**TILES, "confidence": True})
+        assert contents(many) == contents(one)
+        assert made.tiles > 0
 
 
 def test_a_picture_in_a_report_is_that_of_one_process(client: Any, scene: Path, tmp_path: Path) -> None:
