@@ -125,6 +125,9 @@ def is_pattern(name: str) -> bool:
 
 # STAC
 
+LEADING = ("item", "child", "items")
+"""Links from a collection to what it holds."""
+
 
 def is_item(name: str) -> bool:
     """Whether a name is that of a JSON file, or of an item or collection of a STAC API."""
@@ -153,16 +156,13 @@ def stac_scenes(name: str, wanted: str | None, above: tuple[str, ...] = ()) -> I
     elif found.get("type") in ("Collection", "Catalog"):
         # An API's own list of all items says the same as links to them.
         further = [*by_kind["item"], *by_kind["child"]] or by_kind["items"]
-        if not further or name in above:
+        here = name if is_remote(name) else str(Path(name).resolve())  # by whatever way we came
+        if not further or here in above:
             raise UsageError(f"{name} leads to {'itself' if further else 'no items'}")
         for href in further:
-            yield from stac_scenes(resolved(name, href), wanted, (*above, name))
+            yield from stac_scenes(resolved(name, href), wanted, (*above, here))
     else:
         yield item_asset(name, found, wanted)
-
-
-LEADING = ("item", "child", "items")
-"""Links from a collection to what it holds."""
 
 
 def item_asset(name: str, item: Any, wanted: str | None) -> str:

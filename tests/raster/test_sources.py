@@ -222,6 +222,16 @@ def test_a_collection_is_its_items(tiles: Path) -> None:
     assert [Path(scene).resolve() for scene in found] == [Path(scene).resolve() for scene in expected]
 
 
+def test_a_collection_that_leads_to_itself_by_a_detour_is_told(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    path = tmp_path / "inner" / "catalog.json"
+    path.write_text(
+        json.dumps({"type": "Catalog", "links": [{"rel": "child", "href": "../inner/catalog.json"}]}), encoding="utf-8"
+    )
+    with pytest.raises(UsageError, match="leads to itself"):
+        find_scenes([path])
+
+
 def test_an_item_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"no such file: .*item\.json"):
         find_scenes([tmp_path / "item.json"])
