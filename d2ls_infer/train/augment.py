@@ -1,4 +1,4 @@
-"""Random crops of labelled images: scale, mosaic, rotations, flips, brightness and contrast."""
+"""Random crops of labelled images: scale, mosaic, rotations, flips, clouds, brightness and contrast."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from d2ls_infer.train.overcast import Sky, overcast
 from d2ls_infer.train.pool import ImagePool
 
 
@@ -19,7 +20,8 @@ class AugmentConfig:
     mosaic: how often a crop is put together from four. balance: how often a crop is placed on a pixel of a class that
     is drawn with all classes alike, in place of any pixel of any image. jitter: largest change of contrast (a factor)
     and of brightness (in standard deviations of the crop's band), drawn for all bands together and half as much for
-    each. turn: how often a crop is turned by any angle, besides the rotations by 90 degrees that all have.
+    each. turn: how often a crop is turned by any angle, besides the rotations by 90 degrees that all have. clouds: how
+    often the clouds of another crop are laid over it, see `overcast`.
     """
 
     crop: int = 256
@@ -28,6 +30,7 @@ class AugmentConfig:
     balance: float = 0.0
     jitter: float = 0.15
     turn: float = 0.0
+    clouds: float = 0.0
 
 
 def random_crop(
@@ -36,15 +39,21 @@ def random_crop(
     rng: np.random.Generator,
     *,
     value_range: tuple[float, float],
+    sky: Sky | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One augmented crop: (bands, crop, crop) float32 where 0..1 is the value range, and (crop, crop) int64.
 
-    Images are drawn by their area, or by `balance`. Where a crop reaches past its image, image and labels are mirrored.
+    sky: what clouds are in these images; without it none are laid over crops. Images are drawn by their area, or by
+    `balance`. Where a crop reaches past its image, image and labels are mirrored.
     """
     if rng.random() < config.mosaic:
         image, mask = mosaic(pool, config, rng)
     else:
         image, mask = turned_crop(pool, config.crop, config, rng)
+    if sky is not None and rng.random() < config.clouds:
+        image, mask = overcast(
+            (image, mask), scaled_crop(pool, config.crop, config, rng, among=(sky.thin, sky.thick)), sky, rng
+        )
     turns = int(rng.integers(4))
     image, mask = torch.rot90(image, turns, (1, 2)), torch.rot90(mask, turns, (0, 1))
     if rng.random() < 0.5:
@@ -67,11 +76,16 @@ def turned_crop(pool: ImagePool, size: int, config: AugmentConfig, rng: np.rando
     return image, labels[0, 0].long()
 
 
-def scaled_crop(pool: ImagePool, size: int, config: AugmentConfig, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """A square window of random place and scale, resized to `size`: bilinear for the image, nearest for the mask."""
+def scaled_crop(
+    pool: ImagePool, size: int, config: AugmentConfig, rng: np.random.Generator, *, among: tuple[int, ...] = ()
+) -> tuple[Tensor, Tensor]:
+    """A square window of random place and scale, resized to `size`: bilinear for the image, nearest for the mask.
+
+    among: classes one of which the window is to lie on, in place of what `balance` says.
+    """
     on: tuple[int, int] | None = None
-    if config.balance and rng.random() < config.balance:
-        (image, mask), on = pool.draw_class(rng)
+    if among or (config.balance and rng.random() < config.balance):
+        (image, mask), on = pool.draw_class(rng, among)
     else:
         image, mask = pool.draw(rng)
     low, high = np.log(config.scales)

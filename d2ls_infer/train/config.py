@@ -33,10 +33,12 @@ class TrainConfig:
     Crops: side `crop` in pixels, a multiple of 32; `scales`, the range of the random magnification; `mosaic`, how often
     a crop is put together from four; `balance`, how often it is placed on a class drawn with all classes alike, which
     shows rare ones more often; `jitter`, the largest change of contrast (a factor) and of brightness (in standard
-    deviations of the crop); `turn`, how often it is turned by any angle. Rotations by 90 degrees and flips always.
+    deviations of the crop); `turn`, how often it is turned by any angle; `clouds`, how often clouds of another crop are
+    laid over it, with the shadows they cast (for the classes of `cloud`). Rotations by 90 degrees and flips always.
     Loss: `dynamic_weight` and `static_weight` (Eq. 2) and `contrastive_weight`; `static_dice` False leaves cross
-    entropy alone on the static branch, as the released configurations have it. shared_dictionary: how often a batch is
-    taken for one scene whose tiles share their dictionary, see `Decoder`; it prepares a model for `--dictionary scene`.
+    entropy alone on the static branch, as the released configurations have it. class_weights: what a pixel of each
+    class counts in the cross entropy; empty where all count alike. shared_dictionary: how often a batch is taken for
+    one scene whose tiles share their dictionary, see `Decoder`; it prepares a model for `--dictionary scene`.
     `consistency`, the weight of how far the probabilities of a crop differ from those of a part of it that begins up to
     half a crop further down and to the right, which is looked at besides where it is not 0.
     Raises UsageError for values that make no sense.
@@ -66,11 +68,13 @@ class TrainConfig:
     balance: float = 0.0
     jitter: float = 0.0
     turn: float = 0.0
+    clouds: float = 0.0
 
     dynamic_weight: float = 1.0
     static_weight: float = 0.4
     contrastive_weight: float = 1.0
     static_dice: bool = True
+    class_weights: tuple[float, ...] = ()
     shared_dictionary: float = 0.0
     consistency: float = 0.0
 
@@ -96,11 +100,13 @@ class TrainConfig:
         check(self.seed < 2**32, "seed", "is below 4294967296", self.seed)
         named = all(self.bands) and len(set(self.bands)) == len(self.bands)
         check(named, "bands", "need names, each its own", list(self.bands))
+        weights = list(self.class_weights)
+        check(all(0 < weight < math.inf for weight in weights), "class_weights", "are numbers above 0", weights)
         try_crop = f"is a multiple of 32; try {max(32, round(self.crop / 32) * 32)}"
         check(self.crop % 32 == 0, "crop", try_crop, self.crop)
         low, high = self.scales
         check(0 < low <= high < math.inf, "scales", "go from a lower to a higher factor", list(self.scales))
-        for name in ("mosaic", "balance", "turn", "shared_dictionary"):
+        for name in ("mosaic", "balance", "turn", "clouds", "shared_dictionary"):
             check(0 <= getattr(self, name) <= 1, name, "is a share from 0 to 1", getattr(self, name))
         decay = self.ema_decay
         fit = decay == "auto" if isinstance(decay, str) else 0 <= decay < 1
@@ -130,13 +136,14 @@ def convert(name: str, value: Any, default: Any) -> Any:
         return value
     if kind is tuple and isinstance(value, list | tuple):
         inner = str if name == "bands" else float
-        if name == "bands" or len(value) == len(default):
+        if not default or len(value) == len(default):
             return tuple(convert(name, part, inner()) for part in value)
     elif kind is float and type(value) is int:
         return float(value)
     elif type(value) is kind:
         return value
-    wanted = "a list of names" if name == "bands" else f"like {list(default) if kind is tuple else default!r}"
+    lists = {"bands": "a list of names", "class_weights": "a list of numbers"}
+    wanted = lists.get(name, f"like {list(default) if kind is tuple else default!r}")
     raise UsageError(f"{name} is {wanted}; got {value!r}")
 
 

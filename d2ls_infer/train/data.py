@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from d2ls_infer.errors import UsageError
 from d2ls_infer.labels import NODATA
 from d2ls_infer.manifest import ModelDescription
 from d2ls_infer.train.augment import AugmentConfig, random_crop
 from d2ls_infer.train.config import TrainConfig
+from d2ls_infer.train.overcast import Sky, sky_of
 from d2ls_infer.train.pool import ImagePool
 
 
@@ -32,7 +34,9 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
             balance=config.balance,
             jitter=config.jitter,
             turn=config.turn,
+            clouds=config.clouds,
         )
+        self.sky = sky_over(pool, config, about)
         self.mean, self.std = (torch.tensor(values).view(-1, 1, 1) for values in (about.mean, about.std))
 
     def __len__(self) -> int:
@@ -40,7 +44,7 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng((self.config.seed, self.epoch, index))
-        image, mask = random_crop(self.pool, self.augment, rng, value_range=self.about.value_range)
+        image, mask = random_crop(self.pool, self.augment, rng, value_range=self.about.value_range, sky=self.sky)
         return (image - self.mean) / self.std, mask
 
 
@@ -68,6 +72,16 @@ class CropDataModule(pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Any]:
         # Numbers only: Lightning copies what a loader gives to the device, and the tiler reads the images itself.
         return DataLoader(range(self.validated), batch_size=None)  # type: ignore[arg-type]
+
+
+def sky_over(pool: ImagePool, config: TrainConfig, about: ModelDescription) -> Sky | None:
+    """What `clouds` needs to know of the images, where it is asked for. Raises UsageError where they have no clouds."""
+    if not config.clouds:
+        return None
+    sky = sky_of(about.labels, about.bands, about.value_range)
+    if not {sky.thin, sky.thick} & pool.classes.keys():
+        raise UsageError("clouds finds no cloud in the images to lay over the others")
+    return sky
 
 
 def steps_per_epoch(pool: ImagePool, config: TrainConfig) -> int:

@@ -20,15 +20,18 @@ def d2ls_loss(
     dynamic_weight: float = 1.0,
     contrastive_weight: float = 1.0,
     static_dice: bool = True,
+    class_weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Every term by name, and their weighted sum as `total` (Eq. 2-5).
 
     target: (B, H, W) int64 class indices or `ignore_index`. The terms are scalars in float32. `contrastive_weight` is
     inside the dynamic branch; `static_dice` False leaves cross entropy alone on the static branch, as the released
-    configurations have it.
+    configurations have it. class_weights (N,): what a pixel of each class counts in the cross entropy of both branches.
     """
-    dynamic_cross_entropy, dynamic_dice = region_losses(output.logits, target, ignore_index=ignore_index)
-    static_cross_entropy, static_dice_loss = region_losses(output.static_logits, target, ignore_index=ignore_index)
+    (dynamic_cross_entropy, dynamic_dice), (static_cross_entropy, static_dice_loss) = (
+        region_losses(logits, target, ignore_index=ignore_index, class_weights=class_weights)
+        for logits in (output.logits, output.static_logits)
+    )
     spread = contrastive(output.dynamic_dictionary)
     dynamic = dynamic_cross_entropy + dynamic_dice + contrastive_weight * spread
     static = static_cross_entropy + static_dice_loss if static_dice else static_cross_entropy
@@ -42,10 +45,12 @@ def d2ls_loss(
     }
 
 
-def region_losses(logits: Tensor, target: Tensor, *, ignore_index: int) -> tuple[Tensor, Tensor]:
+def region_losses(
+    logits: Tensor, target: Tensor, *, ignore_index: int, class_weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """logits (B, N, H, W), target (B, H, W) -> cross entropy and Dice, in float32.
 
-    Cross entropy: label smoothing 0.05, mean over labelled pixels; 0 where no pixel is labelled.
+    Cross entropy: label smoothing 0.05, mean over labelled pixels, weighed by their classes; 0 where none is labelled.
     Dice: 1 - Dice per class over the batch, counted as 0 for classes that are not in the target, mean over all classes.
     Both come from one log-softmax, and nothing here makes the host wait for the device.
     """
@@ -55,7 +60,9 @@ def region_losses(logits: Tensor, target: Tensor, *, ignore_index: int) -> tuple
     log_probabilities = logits.float().log_softmax(1)  # (B, N, H, W)
     at_target = log_probabilities.gather(1, index[:, None])[:, 0]  # (B, H, W)
     smoothed = (1 - SMOOTHING) * at_target + SMOOTHING * log_probabilities.mean(1)
-    cross_entropy = -(smoothed * labelled).sum() / labelled.sum().clamp_min(1)
+    counted = labelled.float() if class_weights is None else labelled * class_weights[index]
+    total = counted.sum()
+    cross_entropy = -(smoothed * counted).sum() / total.where(total > 0, 1)
 
     probabilities = log_probabilities.exp()
     classes = torch.arange(num_classes, device=target.device).view(-1, 1, 1)

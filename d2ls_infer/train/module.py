@@ -133,6 +133,9 @@ class Step(nn.Module):
     def __init__(self, network: D2LS, config: TrainConfig, ignore_index: int, *, shared: bool, shift: int) -> None:
         super().__init__()
         self.network, self.config, self.ignore_index, self.shift = network, config, ignore_index, shift
+        # Made here: while a graph is recorded, nothing may come from the host.
+        weights = config.class_weights
+        self.class_weights = torch.tensor(weights, device=next(network.parameters()).device) if weights else None
         # Asked for only where it is wanted: a network made for a comparison may have no dictionary.
         self.how = {"shared": True} if shared else {}
 
@@ -150,6 +153,7 @@ class Step(nn.Module):
                 dynamic_weight=config.dynamic_weight,
                 contrastive_weight=config.contrastive_weight,
                 static_dice=config.static_dice,
+                class_weights=self.class_weights,
             )
             values = [terms[name] for name in TERMS[:-1]]
             if part is not None:

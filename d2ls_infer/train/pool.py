@@ -70,9 +70,13 @@ class ImagePool:
         """One of the pairs, by its area."""
         return self[int(rng.choice(len(self), p=self.areas / self.areas.sum()))]
 
-    def draw_class(self, rng: np.random.Generator) -> tuple[Pair, tuple[int, int]]:
-        """One of the pairs, and the row and column of a pixel in it, so that every class is as likely as the others."""
-        shares, places = self.classes[int(rng.choice(sorted(self.classes)))]
+    def draw_class(self, rng: np.random.Generator, among: tuple[int, ...] = ()) -> tuple[Pair, tuple[int, int]]:
+        """One of the pairs, and the row and column of a pixel in it, so that every class is as likely as the others.
+
+        among: the classes; all where none is named. One at least of them occurs.
+        """
+        known = sorted(self.classes.keys() & among if among else self.classes)
+        shares, places = self.classes[int(rng.choice(known))]
         index = int(rng.choice(len(self), p=shares / shares.sum()))
         row, col = places[index][int(rng.integers(len(places[index])))].tolist()
         return self[index], (row, col)

@@ -30,7 +30,7 @@ from d2ls_infer.predict import load_model
 from d2ls_infer.train.average import MovingAverage
 from d2ls_infer.train.config import TrainConfig
 from d2ls_infer.train.curves import Curves, draw
-from d2ls_infer.train.data import CropDataModule, normalisation, steps_per_epoch
+from d2ls_infer.train.data import CropDataModule, normalisation, sky_over, steps_per_epoch
 from d2ls_infer.train.module import D2LSModule
 from d2ls_infer.train.pool import ImagePool, without_gaps
 from d2ls_infer.train.start import adopt, load_backbone
@@ -100,6 +100,8 @@ def train(
     file = options.output / f"{dataset.name}.safetensors"
     check_output(file, config, options)
     bands, value_range = bands_of(images, dataset, config)
+    if config.class_weights and len(config.class_weights) != len(dataset.labels):
+        raise UsageError(f"class_weights are {len(config.class_weights)} for {len(dataset.labels)} classes")
     if bare := [image.name for image in validation if image.mask is None]:
         raise UsageError(f"the {validated_on} image {bare[0]} comes without labels; name others, or none")
 
@@ -118,6 +120,7 @@ def train(
         load_backbone(network, backbone_file)
     pool = ImagePool(lambda index: without_gaps(*images[index].read(bands)), len(images))
     about = describe(dataset, config, pool, bands=bands, value_range=value_range, start=source.name if source else None)
+    sky_over(pool, config, about)  # raises before anything is written
     trainer = fit(network, about, pool, validation, config, options, left_out=dataset.left_out)
 
     if trainer.is_global_zero:

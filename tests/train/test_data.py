@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from d2ls_infer.datasets import find_dataset
+from d2ls_infer.errors import UsageError
 from d2ls_infer.manifest import ModelDescription
 from d2ls_infer.train.config import TrainConfig
 from d2ls_infer.train.data import CropDataModule, CropDataset, normalisation, steps_per_epoch
@@ -47,6 +49,25 @@ def test_crop_depends_on_seed_epoch_and_number_alone(
         CropDataset(toy_pool, dataclasses.replace(config, seed=43), about, 3)[1],
     ):
         assert not same(other, first)
+
+
+def test_clouds_are_laid_over_crops_where_that_is_asked_for(make_config: MakeConfig, make_about: MakeAbout) -> None:
+    cloud = find_dataset("cloud")
+    clear = np.full((2, 64, 64), 3000, np.uint16), np.full((64, 64), 1, np.uint8)
+    cloudy = np.full((2, 64, 64), 9000, np.uint16), np.full((64, 64), 3, np.uint8)
+    about = make_about(("blue", "near infrared"), labels=cloud.labels, value_range=cloud.value_range)
+    without, laid = (
+        CropDataset(
+            pool_of(clear, cloudy), make_config(crop=64, crops_per_epoch=20, mosaic=0.0, clouds=share), about, 0
+        )
+        for share in (0.0, 1.0)
+    )
+    assert {len(crop[1].unique()) for crop in map(without.__getitem__, range(20))} == {1}
+    shadows = [crop for crop in map(laid.__getitem__, range(20)) if (crop[1] == 0).any()]
+    assert len(shadows) > 3
+    assert all(image[1][mask == 0].mean() < image[1][mask == 1].mean() for image, mask in shadows if (mask == 1).any())
+    with pytest.raises(UsageError, match="clouds finds no cloud in the images"):
+        CropDataset(pool_of(clear), make_config(clouds=1.0), about, 0)
 
 
 def test_crops_are_normalised(toy_pool: ImagePool, make_config: MakeConfig, make_about: MakeAbout) -> None:

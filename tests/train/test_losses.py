@@ -98,6 +98,34 @@ def test_region_losses_are_those_of_the_loops(logits: Tensor, target: Tensor) ->
     assert float(dice) == pytest.approx(plain_dice(logits, target), rel=1e-5)
 
 
+def test_class_weights_weigh_pixels_in_the_cross_entropy_alone(logits: Tensor, target: Tensor) -> None:
+    weights = [3.0, 1.0, 0.5, 7.0]
+    cross_entropy, dice = region_losses(logits, target, ignore_index=IGNORE, class_weights=torch.tensor(weights))
+    total = loss = 0.0
+    for p, truth in labelled_pixels(logits, target):
+        wanted = [0.05 / len(p) + 0.95 * (c == truth) for c in range(len(p))]
+        loss -= weights[truth] * sum(w * math.log(value) for w, value in zip(wanted, p, strict=True))
+        total += weights[truth]
+    assert float(cross_entropy) == pytest.approx(loss / total, rel=1e-5)
+    assert float(dice) == pytest.approx(plain_dice(logits, target), rel=1e-5)
+
+
+def test_class_weights_reach_both_branches(output: TrainingOutput, target: Tensor) -> None:
+    weights = torch.tensor([3.0, 1.0, 0.5, 7.0])
+    terms = d2ls_loss(output, target, ignore_index=IGNORE, class_weights=weights)
+    for name, logits in (("dynamic", output.logits), ("static", output.static_logits)):
+        expected = region_losses(logits, target, ignore_index=IGNORE, class_weights=weights)[0]
+        assert torch.equal(terms[f"{name}_cross_entropy"], expected)
+
+
+def test_small_class_weights_are_a_mean_all_the_same(logits: Tensor, target: Tensor) -> None:
+    tiny, plain = (
+        region_losses(logits, target, ignore_index=IGNORE, class_weights=weights)[0]
+        for weights in (torch.full((4,), 1e-4), None)
+    )
+    assert float(tiny) == pytest.approx(float(plain), rel=1e-5)
+
+
 def test_region_losses_of_two_pixels_by_hand() -> None:
     # Probabilities 3/4 and 1/4 at the pixel of class 0, 1/2 and 1/2 at that of class 1; class 2 nearly none and absent.
     logits = torch.tensor([[[math.log(3.0), 0.0]], [[0.0, 0.0]], [[-60.0, -60.0]]])[None]

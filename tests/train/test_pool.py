@@ -83,6 +83,8 @@ def test_places_are_drawn_with_all_classes_alike() -> None:
         assert (drawn[0, value] + drawn[1, value]) / 3000 == pytest.approx(1 / 3, abs=0.04)
     assert drawn[1, 1] / (drawn[0, 1] + drawn[1, 1]) == pytest.approx(9 / 12, abs=0.05)
     assert len(ones) == 12
+    among = [pool.draw_class(rng, (1, 5, 7)) for _ in range(300)]
+    assert {int(mask[place]) for (_, mask), place in among} == {1, 7}
 
 
 def test_few_places_of_a_large_image_are_remembered_but_from_all_over_it() -> None:

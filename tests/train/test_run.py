@@ -462,6 +462,37 @@ def test_images_of_several_kinds_are_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"class_weights": (1.0, 2.0)}, "class_weights are 2 for 3 classes"),
+        ({"clouds": 0.5}, r"clouds needs the classes cloud shadow, .*; there is no cloud shadow"),
+    ],
+)
+def test_settings_that_do_not_fit_the_classes_are_told(
+    tmp_path: Path, toys: Path, toy_dataset: Dataset, make_config: MakeConfig, backbone_file: Path,
+    changes: dict[str, Any], told: str,
+) -> None:  # fmt: skip
+    with pytest.raises(UsageError, match=told):
+        begin(toys, toy_dataset, make_config(**changes), tmp_path / "run", backbone_file=backbone_file)
+    assert not (tmp_path / "run").exists()
+
+
+def test_class_weights_change_what_is_learnt(
+    tmp_path: Path, toys: Path, toy_dataset: Dataset, make_config: MakeConfig, backbone_file: Path
+) -> None:
+    plain, weighed = (
+        load_file(
+            begin(
+                toys, toy_dataset, make_config(epochs=1, class_weights=weights), tmp_path / f"run{len(weights)}",
+                backbone_file=backbone_file,
+            )
+        )
+        for weights in ((), (1.0, 9.0, 1.0))
+    )  # fmt: skip
+    assert not states_equal(plain, weighed)
+
+
 def test_validation_needs_labels(
     tmp_path: Path,
     toys: Path,
