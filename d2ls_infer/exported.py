@@ -22,6 +22,7 @@ from d2ls_infer.graphs import RUNTIMES, GraphFile
 from d2ls_infer.manifest import ModelDescription
 from d2ls_infer.options import PredictOptions
 from d2ls_infer.segmenter import D2LSSegmenter, precision_of, predict_array
+from d2ls_infer.smoothing import smoothed
 from d2ls_infer.tiling import TileGrid
 from d2ls_infer.weights import WeightsFile, load_network, warn_of_terms
 
@@ -71,7 +72,7 @@ class Whole(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         logits: Tensor = self.network(pixels * self.gain + self.offset)
-        return logits.softmax(1)
+        return smoothed(logits.softmax(1))
 
 
 def export_model(
@@ -160,6 +161,7 @@ def metadata_of(segmenter: D2LSSegmenter, tile_size: int, *, int8: bool) -> dict
         "d2ls_weights_sha256": segmenter.sha256,
         "d2ls_tile_size": str(tile_size),
         "d2ls_precision": "int8" if int8 else precision_of(segmenter),
+        "d2ls_smooth": "yes",
         "d2ls_input": "raw pixel values, float32, one image: bands, rows, columns",
         "d2ls_output": "probabilities of the classes, float32",
         "labels": json.dumps(list(segmenter.labels.names)),
@@ -284,7 +286,13 @@ class ExportedSegmenter:
     """
 
     def __init__(
-        self, weights: WeightsFile, *, device: str = "auto", precision: str = "auto", backend: str = "torch"
+        self,
+        weights: WeightsFile,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        backend: str = "torch",
+        smooth: bool = True,
     ) -> None:
         graph = GraphFile.of(weights.path)
         self.backend, self.dtype = RUNTIMES[weights.path.suffix], graph.precision
@@ -292,6 +300,9 @@ class ExportedSegmenter:
             raise UsageError(f"{weights.path} is for {self.backend}, not for {backend}; leave out --backend")
         if precision not in ("auto", self.dtype):
             raise UsageError(f"the products of {weights.path} are in {self.dtype}; leave out --precision")
+        if graph.smooth and not smooth:
+            raise UsageError(f"{weights.path} smooths its scores itself; leave out --no-smooth")
+        self.smooth, self.smooths = smooth, smooth and not graph.smooth
         self.device = torch.device("cpu" if device == "auto" else device)
         check_backend(self.backend, self.device, torch.float32)
         self.description, self.name = graph.description, weights.name
@@ -315,7 +326,8 @@ class ExportedSegmenter:
             )
         missing = ((0, 0), (0, self.tile_size - height), (0, self.tile_size - width))
         images = [torch.from_numpy(np.pad(image.float().numpy(), missing, mode="reflect"))[None] for image in batch]
-        return torch.cat([self.run(image)[..., :height, :width] for image in images])
+        scores = torch.cat([self.run(image) for image in images])
+        return (smoothed(scores) if self.smooths else scores)[..., :height, :width]
 
     def predict(self, array: np.ndarray, **options: Any) -> np.ndarray:
         """(bands, H, W) raw pixel values -> (H, W) uint8 class indices; see `predict_array`."""

@@ -17,12 +17,16 @@ RUNTIMES = {".onnx": "onnxruntime", ".xml": "openvino"}
 
 @dataclass(frozen=True)
 class GraphFile:
-    """An exported model: of which weights, in which types of products. The tiles it takes are what it describes."""
+    """An exported model: of which weights, in which types of products. The tiles it takes are what it describes.
+
+    smooth: whether its scores are smoothed; those of earlier versions are not.
+    """
 
     path: Path
     description: ModelDescription
     model: str
     precision: str
+    smooth: bool
 
     @classmethod
     def of(cls, path: Path) -> GraphFile:
@@ -35,6 +39,7 @@ class GraphFile:
                 replace(description, stated_tile_size=int(metadata["d2ls_tile_size"])),
                 metadata["d2ls_model"],
                 metadata["d2ls_precision"],
+                metadata.get("d2ls_smooth") == "yes",
             )
         except KeyError as error:
             raise WeightsError(f"{path} does not describe itself (no {error}): it is not from `d2ls export`") from error

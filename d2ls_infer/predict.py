@@ -107,6 +107,7 @@ def load_model(
     precision: Precision = "auto",
     *,
     backend: str = "torch",
+    smooth: bool = True,
     offline: bool = False,
     manifest: str | Path | None = None,
 ) -> D2LSSegmenter | ExportedSegmenter:
@@ -114,20 +115,26 @@ def load_model(
 
     A file holds weights, or is one of `d2ls export`. device: auto, cpu, cuda, cuda:1, mps. precision: auto, float32,
     bfloat16, float16; the type of the network's products. backend: what runs it: torch, compile, openvino, onnxruntime,
-    or auto for the fastest. offline: do not use the network. manifest: models of your own, over the package's. Raises
+    or auto for the fastest. smooth: even out the pattern that the network leaves in its scores, see `smoothed`.
+    offline: do not use the network. manifest: models of your own, over the package's. Raises
     UsageError for an unknown name, device or backend, HubError for a hub that fails, WeightsError for a damaged file.
     """
     weights = find_weights(name_or_path, offline=offline, manifest=manifest)
-    return load_segmenter(weights, device=device, precision=precision, backend=backend)
+    return load_segmenter(weights, device=device, precision=precision, backend=backend, smooth=smooth)
 
 
 def load_segmenter(
-    weights: WeightsFile, *, device: str = "auto", precision: Precision = "auto", backend: str = "torch"
+    weights: WeightsFile,
+    *,
+    device: str = "auto",
+    precision: Precision = "auto",
+    backend: str = "torch",
+    smooth: bool = True,
 ) -> D2LSSegmenter | ExportedSegmenter:
     """The segmenter of a weights file that was found, or of an exported one, which its own runtime runs."""
     warn_of_terms(weights)
     if weights.path.suffix in RUNTIMES:
-        return ExportedSegmenter(weights, device=device, precision=precision, backend=backend)
+        return ExportedSegmenter(weights, device=device, precision=precision, backend=backend, smooth=smooth)
     network = load_network(weights.path, weights.description)
     return D2LSSegmenter(
         network,
@@ -138,6 +145,7 @@ def load_segmenter(
         device=device,
         precision=precision,
         backend=backend,
+        smooth=smooth,
     )
 
 
@@ -471,6 +479,7 @@ def run_key(job: Job, options: PredictOptions) -> dict[str, Any]:
         "device": job.device.type,
         "precision": job.precision,
         "backend": backend_of(job.segmenter),
+        "smooth": getattr(job.segmenter, "smooth", None),
         "version": [__version__, torch.__version__],
     }
 
@@ -523,6 +532,8 @@ def provenance(job: Job, options: PredictOptions) -> dict[str, str]:
         "scale": str(options.scale) if options.scale else None,
         "precision": job.precision,
     }
+    if (smooth := getattr(segmenter, "smooth", None)) is not None:
+        settings["smooth"] = smooth
     if options.cut != Cut():
         part = scene.part
         settings["window"] = [part.col, part.row, part.width, part.height]

@@ -16,6 +16,7 @@ from d2ls_infer.errors import D2LSError, UsageError
 from d2ls_infer.labels import NODATA, LabelMap
 from d2ls_infer.manifest import ModelDescription
 from d2ls_infer.nn import ByEmbeddings, FoldedD2LS, inference_form
+from d2ls_infer.smoothing import smoothed
 from d2ls_infer.tiling import TileGrid, blend, parse_overlap
 from d2ls_infer.transfers import Uploads
 
@@ -53,8 +54,8 @@ class D2LSSegmenter:
 
     `network` is the `nn.Module` in its inference form: normalised pixels in, logits out. A D2LS that is given stays as
     it is; of one that is folded already, products keep their type. `backend` is what runs it, see `BACKENDS`; "auto"
-    is settled by `settle`, or by the first tile. `name` and `sha256` say which weights it holds,
-    `reference` where they are on the hub ("owner/repo@commit:file"; empty for others).
+    is settled by `settle`, or by the first tile. `smooth`: whether scores are `smoothed`. `name` and `sha256` say which
+    weights it holds, `reference` where they are on the hub ("owner/repo@commit:file"; empty for others).
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class D2LSSegmenter:
         device: str = "auto",
         precision: Precision = "auto",
         backend: str = "torch",
+        smooth: bool = True,
     ) -> None:
         self.device = choose_device("cpu" if device == "auto" and backend in EXTRAS else device)
         self.dtype = choose_dtype(precision, self.device)
@@ -78,6 +80,7 @@ class D2LSSegmenter:
         self.run = runner("torch" if backend == "auto" else backend, self.network)
         self.given: tuple[Tensor, Run] | None = None
         self.uploads = Uploads(self.device) if self.device.type == "cuda" else None
+        self.smooth = smooth
         self.description = description
         self.name, self.sha256, self.reference = name, sha256, reference
         self.labels, self.bands, self.value_range = description.labels, description.bands, description.value_range
@@ -107,7 +110,8 @@ class D2LSSegmenter:
         if self.backend == "auto":
             self.settle(*batch.shape[-2:])
         run = self.run if context is None else self.run_by(context)
-        return run(pixels).softmax(1)
+        scores = run(pixels).softmax(1)
+        return smoothed(scores) if self.smooth else scores
 
     def run_by(self, context: Tensor) -> Run:
         """The network by given class embeddings, which a runtime's graph takes as constants; the last ones are kept."""
@@ -231,13 +235,19 @@ TTA: dict[str, tuple[tuple[int, bool, float], ...]] = {
 """Test-time augmentation by name: the views of a tile as (quarter turns, mirrored, magnification)."""
 
 
+TOLD = (
+    "value_range", "gsd_m", "tile_size", "device", "dtype", "name", "sha256", "reference", "backend", "smooth",
+)  # fmt: skip
+"""What a segmenter may say of itself besides its classes and bands."""
+
+
 class Wrapper:
     """What another segmenter says of itself."""
 
     def __init__(self, segmenter: Any) -> None:
         self.segmenter = segmenter
         self.labels, self.bands = segmenter.labels, segmenter.bands
-        for name in ("value_range", "gsd_m", "tile_size", "device", "dtype", "name", "sha256", "reference", "backend"):
+        for name in TOLD:
             if hasattr(segmenter, name):
                 setattr(self, name, getattr(segmenter, name))
 

@@ -17,9 +17,10 @@ from d2ls_infer import backends, load_model, predict_raster
 from d2ls_infer.cli import main
 from d2ls_infer.errors import OutputExistsError, UsageError, WeightsError
 from d2ls_infer.exported import ENDINGS, Agreement, check_export, export_model, sample_tiles
-from d2ls_infer.graphs import read_metadata
+from d2ls_infer.graphs import GraphFile, read_metadata
 from d2ls_infer.manifest import ModelDescription
 from d2ls_infer.raster import read_array
+from d2ls_infer.smoothing import smoothed
 from d2ls_infer.weights import find_weights
 
 SIDE = 64
@@ -112,6 +113,20 @@ def test_a_file_keeps_its_runtime_and_precision(graph: tuple[Path, str]) -> None
         load_model(graph[0], backend=other)
     with pytest.raises(UsageError, match="are in float32; leave out --precision"):
         load_model(graph[0], precision="bfloat16")
+    with pytest.raises(UsageError, match="smooths its scores itself; leave out --no-smooth"):
+        load_model(graph[0], smooth=False)
+
+
+def test_a_file_of_before_smoothing_is_smoothed_after_it(
+    graph: tuple[Path, str], model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert GraphFile.of(graph[0]).smooth
+    assert model.smooth
+    raw = torch.randint(0, 255, (1, 3, SIDE, SIDE), dtype=torch.uint8)
+    former = replace(GraphFile.of(graph[0]), smooth=False)
+    monkeypatch.setattr(GraphFile, "of", lambda path: former)
+    torch.testing.assert_close(load_model(graph[0]).score(raw), smoothed(model.score(raw)))
+    assert torch.equal(load_model(graph[0], smooth=False).score(raw), model.score(raw))
 
 
 def test_an_exported_file_is_not_exported_again(graph: tuple[Path, str], tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ LAYERS = (
     "store",
     "background",
     "transfers",
+    "smoothing",
     "labels",
     "licence",
     "manifest",

@@ -29,6 +29,7 @@ from d2ls_infer.segmenter import (
     predict_array,
     tiles_of,
 )
+from d2ls_infer.smoothing import smoothed
 from d2ls_infer.tiling import TileGrid
 
 Write = Callable[..., Path]
@@ -116,6 +117,24 @@ def test_scores_are_probabilities_at_any_size(model: D2LSSegmenter, pixels: Pixe
     assert (scores >= 0).all()
     torch.testing.assert_close(scores.sum(1), torch.ones(1, *shape))
     assert not scores.requires_grad
+
+
+def test_scores_are_smoothed_unless_that_is_not_wanted(
+    model: D2LSSegmenter, tiny_weights: Path, pixels: Pixels, tmp_path: Path, write_raster: Write
+) -> None:
+    raw = load_model(tiny_weights, device="cpu", precision="float32", smooth=False)
+    assert (model.smooth, raw.smooth, AugmentedSegmenter(raw, "flip").smooth) == (True, False, False)
+    batch = torch.from_numpy(pixels(3, 70, 90))[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(raw.score(batch), raw.network(raw.normalise(batch)).softmax(1))
+    torch.testing.assert_close(model.score(batch), smoothed(raw.score(batch)))
+    context = model.observe(batch)
+    torch.testing.assert_close(model.score(batch, context), smoothed(raw.score(batch, context)))
+    assert not np.array_equal(model.predict(batch[0].numpy()), raw.predict(batch[0].numpy()))
+    scene = write_raster(tmp_path / "scene.tif", pixels(3, 70, 90))
+    for segmenter in (model, raw):
+        with rasterio.open(predict_raster(segmenter, scene, tmp_path / f"{segmenter.smooth}.tif").output) as made:
+            assert json.loads(made.tags()["D2LS_OPTIONS"])["smooth"] is segmenter.smooth
 
 
 def test_scores_of_a_tile_do_not_depend_on_the_others_in_its_batch(model: D2LSSegmenter, pixels: Pixels) -> None:

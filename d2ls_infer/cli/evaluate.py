@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @options.tta
 @options.device
 @options.precision
+@options.smooth
 @click.option("--boundary", type=int, default=3, show_default=True, help="Pixels near a boundary, for boundary IoU.")
 @click.option("--report", type=click.Path(path_type=Path), help="Folder for report.json and report.html.")
 @click.option(
@@ -54,6 +55,7 @@ def evaluate(
     tta: str,
     device: str,
     precision: str,
+    smooth: bool,
     boundary: int,
     report: Path | None,
     submission: Path | None,
@@ -81,7 +83,7 @@ def evaluate(
     from d2ls_infer.predict import load_segmenter
     from d2ls_infer.segmenter import AugmentedSegmenter, precision_of
 
-    segmenter = load_segmenter(weights, device=device, precision=precision)  # type: ignore[arg-type]
+    segmenter = load_segmenter(weights, device=device, precision=precision, smooth=smooth)  # type: ignore[arg-type]
     with options.progress_bar(dataset, unit="image", quiet=quiet) as bar:
         finished = itertools.count(1)
 
@@ -107,7 +109,8 @@ def evaluate(
         **({"reference": weights.reference} if weights.hub else {}),
         "split": split,
         "protocol": f"tiles of {tile_size or segmenter.tile_size} px, overlap {overlap}, blending {blend}, "
-        f"dictionary {dictionary}, test-time augmentation {tta}, " + precision_of(segmenter),
+        f"dictionary {dictionary}, test-time augmentation {tta}, "
+        f"{'' if smooth else 'no smoothing, '}{precision_of(segmenter)}",
     }
     summary = reports.summarise(result, data, about)
     if report is not None:

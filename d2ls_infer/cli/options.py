@@ -166,6 +166,10 @@ precision = click.option(
     show_default=True,
     help="Number type of the network's products.",
 )
+smooth = click.option(
+    "--smooth/--no-smooth", default=True, show_default=True,
+    help="Even out the pattern of four pixels that the network's upsampler leaves in the scores.",
+)  # fmt: skip
 backend = click.option(
     "--backend",
     type=click.Choice(["auto", "torch", "compile", "openvino", "onnxruntime"]),

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 )
 @options.device
 @options.precision
+@options.smooth
 @options.backend
 @options.values
 @options.part
@@ -75,6 +76,7 @@ def predict(
     batch_size: str | None,
     device: str,
     precision: str,
+    smooth: bool,
     backend: str,
     bands: str | None,
     scale: str | None,
@@ -122,6 +124,7 @@ def predict(
         "bands": bands, "scale": scale, "nodata": nodata, "window": window, "bbox": bbox, "bbox_crs": bbox_crs,
         "aoi": aoi, "gsd": gsd, "tta": tta, "max_memory": max_memory, **products,
     }  # fmt: skip
+    network: dict[str, Any] = {"device": device, "precision": precision, "backend": backend, "smooth": smooth}
     sources = find_scenes(scenes, asset=asset)
     # As Ctrl+C: what is done is kept.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -134,7 +137,7 @@ def predict(
         raise UsageError(f"{output} is no folder, and a map is a GeoTIFF: name it .tif, or make the folder first")
     common: dict[str, Any] = {
         "overwrite": overwrite,
-        "load": partial(load_segmenter, device=device, precision=precision, backend=backend),  # type: ignore[arg-type]
+        "load": partial(load_segmenter, **network),
         **settings,
     }
     results: Iterator[PredictResult | Plan | FailedScene]

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 @click.option("-b", "--batch-size", type=int, help="Tiles at once.  [default: 1 on a CPU, else 8]")
 @options.device
 @options.precision
+@options.smooth
 @options.values
 @options.part
 @options.gsd
@@ -58,6 +59,7 @@ def seams(
     reach: float | None,
     device: str,
     precision: str,
+    smooth: bool,
     json_file: Path | None,
     picture: Path | None,
     overwrite: bool,
@@ -100,7 +102,7 @@ def seams(
     from d2ls_infer.predict import load_segmenter
     from d2ls_infer.seams import measure_seams, try_overlaps
 
-    segmenter = load_segmenter(weights, device=device, precision=precision)  # type: ignore[arg-type]
+    segmenter = load_segmenter(weights, device=device, precision=precision, smooth=smooth)  # type: ignore[arg-type]
     with options.progress_bar(Path(scene).name, unit="tile", quiet=quiet) as bar:
         if reach is not None:
             trials = try_overlaps(segmenter, scene, reach / 100, shifts=shares, progress=bar, **settings)

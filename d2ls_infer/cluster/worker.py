@@ -98,6 +98,7 @@ class About:
     device: str
     dtype: str
     backend: str
+    smooth: bool | None
     observes: bool | None
 
     @classmethod
@@ -114,6 +115,7 @@ class About:
             device=str(getattr(segmenter, "device", "cpu")),
             dtype=precision_of(segmenter),
             backend=str(getattr(segmenter, "backend", "torch")),
+            smooth=getattr(segmenter, "smooth", None),
             observes=getattr(segmenter, "observes", None),
         )
 

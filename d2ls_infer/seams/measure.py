@@ -159,7 +159,12 @@ def measure_seams(
             source=str(source),
             model=name,
             sha256=str(getattr(segmenter, "sha256", "")),
-            options=told(settings) | {"tile_size": asked.tile_size, "precision": precision_of(segmenter)},
+            options=told(settings)
+            | {
+                "tile_size": asked.tile_size,
+                "precision": precision_of(segmenter),
+                "smooth": getattr(segmenter, "smooth", None),
+            },
             labels=segmenter.labels,
             scene_size=(int(scene.dataset.width), int(scene.dataset.height)),
             part=(scene.part.col, scene.part.row, scene.part.width, scene.part.height),

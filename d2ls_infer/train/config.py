@@ -40,7 +40,7 @@ class TrainConfig:
     class counts in the cross entropy; empty where all count alike. shared_dictionary: how often a batch is taken for
     one scene whose tiles share their dictionary, see `Decoder`; it prepares a model for `--dictionary scene`.
     `consistency`, the weight of how far the probabilities of a crop differ from those of a part of it that begins up to
-    half a crop further down and to the right, which is looked at besides where it is not 0.
+    half a crop further down and to the right, which is looked at besides where it is not 0; crops of 64 at least.
     Raises UsageError for values that make no sense.
     """
 
@@ -104,6 +104,7 @@ class TrainConfig:
         check(all(0 < weight < math.inf for weight in weights), "class_weights", "are numbers above 0", weights)
         try_crop = f"is a multiple of 32; try {max(32, round(self.crop / 32) * 32)}"
         check(self.crop % 32 == 0, "crop", try_crop, self.crop)
+        check(not self.consistency or self.crop >= 64, "crop", "is at least 64 with consistency", self.crop)
         low, high = self.scales
         check(0 < low <= high < math.inf, "scales", "go from a lower to a higher factor", list(self.scales))
         for name in ("mosaic", "balance", "turn", "clouds", "shared_dictionary"):

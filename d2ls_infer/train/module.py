@@ -78,7 +78,8 @@ class D2LSModule(pl.LightningModule):
         config, shift = self.config, 0
         shared = bool(torch.rand(()) < config.shared_dictionary)
         if config.consistency:
-            shift = STRIDES[-1] * int(torch.randint(1, max(2, pixels.shape[-1] // (2 * STRIDES[-1]) + 1), ()))
+            # One pixel short of the strides: whole ones would show the part in the same place of the network's grids.
+            shift = (STRIDES[-1] - 1) * int(torch.randint(1, pixels.shape[-1] // (2 * STRIDES[-1]) + 1, ()))
         key = (shared, shift, pixels.shape)
         if key not in self.steps:
             step = Step(self.network, config, self.about.labels.ignore_index, shared=shared, shift=shift)
@@ -143,7 +144,8 @@ class Step(nn.Module):
         config, shift = self.config, self.shift
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         output = self.network(pixels, **self.how)
-        part = self.network(pixels[..., shift:, shift:], **self.how) if shift else None
+        inner = slice(shift, shift + (pixels.shape[-1] - shift) // STRIDES[-1] * STRIDES[-1])
+        part = self.network(pixels[..., inner, inner], **self.how) if shift else None
         with torch.autocast(pixels.device.type, enabled=False):  # sums over a batch's pixels need float32
             terms = d2ls_loss(
                 output,
@@ -157,7 +159,7 @@ class Step(nn.Module):
             )
             values = [terms[name] for name in TERMS[:-1]]
             if part is not None:
-                values.append(consistency(output.logits[..., shift:, shift:], part.logits))
+                values.append(consistency(output.logits[..., inner, inner], part.logits))
                 values[0] = values[0] + config.consistency * values[-1]
             return torch.stack(values)
 

@@ -80,7 +80,7 @@ def test_options_reach_the_map(d2ls: D2LS, scene: Path, tiny_weights: Path, tmp_
     result = d2ls(
         "predict", scene, "-m", tiny_weights, "-o", tmp_path / "map.tif", "--tile-size", "48", "--overlap", "25%",
         "--blend", "none", "-b", "3", "--device", "cpu", "--precision", "bfloat16", "--bands", "3,2,1",
-        "--scale", "10,200", "--dictionary", "scene",
+        "--scale", "10,200", "--dictionary", "scene", "--no-smooth",
     )  # fmt: skip
     assert result.exit_code == 0
     assert json.loads(read_map(tmp_path / "map.tif").tags["D2LS_OPTIONS"]) == {
@@ -91,6 +91,7 @@ def test_options_reach_the_map(d2ls: D2LS, scene: Path, tiny_weights: Path, tmp_
         "bands": {"red": 3, "green": 2, "blue": 1},
         "scale": "10,200",
         "precision": "bfloat16",
+        "smooth": False,
     }
 
 

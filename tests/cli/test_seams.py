@@ -64,7 +64,7 @@ def test_the_overlap_that_is_enough_is_found(d2ls: Run, scene: Path, tiny_weight
     assert enough.exit_code == 0, enough.output
     assert ["0", "1.54", f"{100 * trial.share:.2f}"] in [line.split() for line in enough.output.splitlines()]
     assert "--overlap 0 reaches" in enough.output
-    never = seams(d2ls, scene, tiny_weights, "--shifts", "0.25", "--reach", "0")
+    never = seams(d2ls, scene, tiny_weights, "--shifts", "0.25", "--reach", "0", "--no-smooth")
     assert "no overlap of these reaches 0 %" in never.output
     refused = seams(d2ls, scene, tiny_weights, "--reach", "1", "--json", tmp_path / "a.json")
     assert refused.exit_code == 2

@@ -137,6 +137,7 @@ WRONG = [
     ("batch_size = -4", r"batch_size is at least 1; got -4"),
     ("crop = 0", r"crop is at least 1; got 0"),
     ("crop = 100", r"crop is a multiple of 32; try 96; got 100"),
+    ("crop = 32\nconsistency = 1", r"crop is at least 64 with consistency; got 32"),
     ("crop = 10", r"crop is a multiple of 32; try 32; got 10"),
     ("crops_per_epoch = -1", r"crops_per_epoch is at least 0; got -1"),
     ("warmup_steps = -1", r"warmup_steps is at least 0; got -1"),
