@@ -38,7 +38,7 @@ def unfolded(name: str) -> D2LSSegmenter:
     """A model whose parts are all there to be changed: in its usual form some are worked out beforehand."""
     weights = find_weights(name)
     network = Unfolded(load_network(weights.path, weights.description), torch.float32)
-    return D2LSSegmenter(network, weights.description, name=weights.name, sha256=weights.sha256)
+    return D2LSSegmenter(network, weights.description, name=weights.name, sha256=weights.sha256, smooth=False)
 
 
 @contextmanager

@@ -25,14 +25,18 @@ from d2ls_infer.outputs.pictures import in_colors
 from d2ls_infer.raster import png_bytes
 from d2ls_infer.seams.counts import count_changes, worst_square
 
+PLAIN = {"smooth": False, "dictionary": "tile", "tile_size": 512}
 WAYS = {
-    "512 px, 25 %, Hann, each tile's dictionary": {"tile_size": 512},
-    "512 px, 37.5 %": {"tile_size": 512, "overlap": 0.375},
-    "512 px, 50 %": {"tile_size": 512, "overlap": 0.5},
-    "1024 px": {"tile_size": 1024},
-    "512 px, the scene's dictionary": {"tile_size": 512, "dictionary": "scene"},
-    "1024 px, the scene's dictionary": {"tile_size": 1024, "dictionary": "scene"},
+    "512 px, 25 %, Hann, each tile's dictionary": PLAIN,
+    "512 px, 37.5 %": PLAIN | {"overlap": 0.375},
+    "512 px, 50 %": PLAIN | {"overlap": 0.5},
+    "1024 px": PLAIN | {"tile_size": 1024},
+    "512 px, the scene's dictionary": PLAIN | {"dictionary": "scene"},
+    "512 px, smoothed": PLAIN | {"smooth": True},
+    "1024 px, the scene's dictionary": PLAIN | {"tile_size": 1024, "dictionary": "scene"},
+    "the default": {},
 }
+"""Options of `predict`, and whether scores are smoothed; what is left out is as by default."""
 SIDE = 384
 """Rows and columns of the picture's parts."""
 
@@ -44,7 +48,8 @@ def main() -> None:
     parser.add_argument("--picture", type=Path)
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
-    model = load_model(arguments.model)
+    models = {smooth: load_model(arguments.model, smooth=smooth) for smooth in (True, False)}
+    model = models[True]
     pixels = read(arguments.scenes, model)
     height, width = pixels.shape[1:]
     shifts = (96, 288) if min(height, width) >= 1100 else (96, 160)
@@ -52,11 +57,12 @@ def main() -> None:
     print(f"{height} x {width} pixels, {height - 2 * margin} x {width - 2 * margin} of them compared")
     inner: dict[str, list[np.ndarray]] = {}
     for name, how in WAYS.items():
-        options = {"dictionary": "tile", **how}
+        options = dict(how)
+        chosen = models[options.pop("smooth", True)]
         maps, seconds = [], 0.0
         for shift in (0, *shifts):
             started = time.perf_counter()
-            labels = model.predict(pixels[:, shift:, shift:], **options)
+            labels = chosen.predict(pixels[:, shift:, shift:], **options)
             seconds = seconds or time.perf_counter() - started
             start = margin - shift
             maps.append(labels[start : height - margin - shift, start : width - margin - shift])

@@ -29,7 +29,7 @@ class About:
     """What a bundled model says of itself. score: the metric that comes first, the one its benchmark gives.
 
     trained_on: the images of the measured file; and_on: those that the shipped file saw besides. note: what a user
-    must know, said once at load.
+    must know, said once at load. tile_size: of the tiles that it is best mapped by, where that is not the usual.
     """
 
     summary: str
@@ -40,6 +40,7 @@ class About:
     and_on: str
     measured_on: str
     note: str = ""
+    tile_size: int | None = None
 
 
 MODELS = {
@@ -87,6 +88,7 @@ MODELS = {
         trained_on="tiles 1 to 7",
         and_on="tile 8",
         measured_on="tile 8",
+        tile_size=1536,
     ),
     "cloud": About(
         summary="preview: clouds and their shadows in Landsat 8 scenes, 30 m; few images",
@@ -96,7 +98,7 @@ MODELS = {
         trained_on="23 patches of 256 pixels",
         and_on="8 more",
         measured_on="8 patches",
-        note="a preview, trained on 31 patches of 256 pixels; it finds thin clouds and shadows badly",
+        note="a preview, trained on 31 patches of 256 pixels; it misses many thin clouds and shadows",
     ),
     "loveda": About(
         summary="preview: rural land cover, 0.3 m, red, green, blue; few images, nearly all rural",
@@ -127,6 +129,7 @@ def main() -> None:
         described,
         license=about.license,
         note=about.note,
+        stated_tile_size=about.tile_size,
         training_data=f"{about.imagery}, {trained_on}",
         source=f"examples/training/README.md; {described.source}",
         metrics=order(measured.metrics, about.score, f"{about.measured_on}{note}"),
