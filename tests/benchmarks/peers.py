@@ -145,7 +145,7 @@ def write_graph(form: str, model: str, bands: int, path: Path) -> None:
 def ours(case: Case, **options: Any) -> Callable[[], object]:
     from d2ls_infer import load_model, predict_raster
 
-    segmenter = load_model(case.model, device="cpu", **options)
+    segmenter = load_model(case.model, device="cpu", smooth=False, **options)  # as no peer does
     if case.network == "null":
         segmenter.run = null_network(case.classes)
     return lambda: predict_raster(
