@@ -67,12 +67,13 @@ class Whole(nn.Module):
 
     def __init__(self, segmenter: D2LSSegmenter) -> None:
         super().__init__()
-        self.network = segmenter.network
+        self.network, self.smooth = segmenter.network, segmenter.smooth
         self.gain, self.offset = nn.Buffer(segmenter.gain), nn.Buffer(segmenter.offset)
 
     def forward(self, pixels: Tensor) -> Tensor:
         logits: Tensor = self.network(pixels * self.gain + self.offset)
-        return smoothed(logits.softmax(1))
+        scores = logits.softmax(1)
+        return smoothed(scores) if self.smooth else scores
 
 
 def export_model(
@@ -85,14 +86,15 @@ def export_model(
     tiles: Sequence[Tensor] = (),
     calibrate: Sequence[Tensor] = (),
     int8: bool = False,
+    smooth: bool = True,
     overwrite: bool = False,
 ) -> Agreement | None:
     """Write a model as a file for tiles of one size, and compare it on `tiles`; None where there are none.
 
     precision: the types of products that stand in the file. tile_size: by default the model's. tiles: each (1, bands,
     tile_size, tile_size), raw pixel values. int8: of an OpenVINO file's encoder, with ranges taken from the tiles of
-    `calibrate`. Raises UsageError for what makes no sense or is not installed, OutputExistsError, and D2LSError for a
-    network that cannot be exported.
+    `calibrate`. smooth: whether the file smooths its scores, see `smoothed`. Raises UsageError for what makes no sense
+    or is not installed, OutputExistsError, and D2LSError for a network that cannot be exported.
     """
     output = Path(output)
     tile_size = weights.description.tile_size if tile_size is None else tile_size
@@ -104,7 +106,7 @@ def export_model(
     if weights.path.suffix in RUNTIMES:
         raise UsageError(f"{weights.path} is an exported file; a weights file is wanted")
     warn_of_terms(weights)
-    segmenter, exact = (segmenter_of(weights, dtype) for dtype in (precision, "float32"))
+    segmenter, exact = (segmenter_of(weights, dtype, smooth=smooth) for dtype in (precision, "float32"))
     program = exported(Whole(segmenter).eval(), torch.zeros(1, len(segmenter.bands), tile_size, tile_size))
     metadata = metadata_of(segmenter, tile_size, int8=int8)
     # Finished in a folder beside it: what has its name is whole.
@@ -120,11 +122,19 @@ def export_model(
     return agreement
 
 
-def segmenter_of(weights: WeightsFile, precision: Literal["float32", "bfloat16"]) -> D2LSSegmenter:
+def segmenter_of(
+    weights: WeightsFile, precision: Literal["float32", "bfloat16"], *, smooth: bool = True
+) -> D2LSSegmenter:
     """A weights file by torch on the CPU, whatever else there is."""
     network = load_network(weights.path, weights.description)
     return D2LSSegmenter(
-        network, weights.description, name=weights.name, sha256=weights.sha256, device="cpu", precision=precision
+        network,
+        weights.description,
+        name=weights.name,
+        sha256=weights.sha256,
+        device="cpu",
+        precision=precision,
+        smooth=smooth,
     )
 
 
@@ -161,7 +171,7 @@ def metadata_of(segmenter: D2LSSegmenter, tile_size: int, *, int8: bool) -> dict
         "d2ls_weights_sha256": segmenter.sha256,
         "d2ls_tile_size": str(tile_size),
         "d2ls_precision": "int8" if int8 else precision_of(segmenter),
-        "d2ls_smooth": "yes",
+        "d2ls_smooth": "yes" if segmenter.smooth else "no",
         "d2ls_input": "raw pixel values, float32, one image: bands, rows, columns",
         "d2ls_output": "probabilities of the classes, float32",
         "labels": json.dumps(list(segmenter.labels.names)),
@@ -301,7 +311,7 @@ class ExportedSegmenter:
         if precision not in ("auto", self.dtype):
             raise UsageError(f"the products of {weights.path} are in {self.dtype}; leave out --precision")
         if graph.smooth and not smooth:
-            raise UsageError(f"{weights.path} smooths its scores itself; leave out --no-smooth")
+            raise UsageError(f"{weights.path} smooths its scores itself; export it with --no-smooth to have them raw")
         self.smooth, self.smooths = smooth, smooth and not graph.smooth
         self.device = torch.device("cpu" if device == "auto" else device)
         check_backend(self.backend, self.device, torch.float32)
@@ -327,6 +337,7 @@ class ExportedSegmenter:
         missing = ((0, 0), (0, self.tile_size - height), (0, self.tile_size - width))
         images = [torch.from_numpy(np.pad(image.float().numpy(), missing, mode="reflect"))[None] for image in batch]
         scores = torch.cat([self.run(image) for image in images])
+        # Before they are cut, as a file that smooths by itself does it.
         return (smoothed(scores) if self.smooths else scores)[..., :height, :width]
 
     def predict(self, array: np.ndarray, **options: Any) -> np.ndarray:

@@ -235,7 +235,7 @@ TTA: dict[str, tuple[tuple[int, bool, float], ...]] = {
 """Test-time augmentation by name: the views of a tile as (quarter turns, mirrored, magnification)."""
 
 
-TOLD = (
+STATED = (
     "value_range", "gsd_m", "tile_size", "device", "dtype", "name", "sha256", "reference", "backend", "smooth",
 )  # fmt: skip
 """What a segmenter may say of itself besides its classes and bands."""
@@ -247,7 +247,7 @@ class Wrapper:
     def __init__(self, segmenter: Any) -> None:
         self.segmenter = segmenter
         self.labels, self.bands = segmenter.labels, segmenter.bands
-        for name in TOLD:
+        for name in STATED:
             if hasattr(segmenter, name):
                 setattr(self, name, getattr(segmenter, name))
 

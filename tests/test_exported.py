@@ -113,8 +113,19 @@ def test_a_file_keeps_its_runtime_and_precision(graph: tuple[Path, str]) -> None
         load_model(graph[0], backend=other)
     with pytest.raises(UsageError, match="are in float32; leave out --precision"):
         load_model(graph[0], precision="bfloat16")
-    with pytest.raises(UsageError, match="smooths its scores itself; leave out --no-smooth"):
+    with pytest.raises(UsageError, match="smooths its scores itself; export it with --no-smooth"):
         load_model(graph[0], smooth=False)
+
+
+def test_a_file_may_leave_scores_raw(tiny_weights: Path, tmp_path: Path) -> None:
+    if not backends.is_installed("onnxruntime"):
+        pytest.skip("needs onnxruntime: pip install 'd2ls-infer[onnx]'")
+    path = tmp_path / "raw.onnx"
+    export_model(find_weights(tiny_weights), path, file_format="onnx", tile_size=SIDE, smooth=False)
+    batch = torch.randint(0, 255, (1, 3, SIDE, SIDE), dtype=torch.uint8)
+    for smooth in (True, False):
+        expected = load_model(tiny_weights, device="cpu", smooth=smooth).score(batch)
+        torch.testing.assert_close(load_model(path, smooth=smooth).score(batch), expected, rtol=0, atol=1e-3)
 
 
 def test_a_file_of_before_smoothing_is_smoothed_after_it(

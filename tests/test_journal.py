@@ -200,7 +200,8 @@ def test_without_resume_a_run_starts_at_the_top(scene: Path) -> None:
 
 @pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize(
-    ("changed", "told"), [("weights", "weights"), ("options", r"overlap \(it was 8\)"), ("scene", "scene")]
+    ("changed", "told"),
+    [("weights", "weights"), ("options", r"overlap \(it was 8\)"), ("scene", "scene"), ("smooth", "smooth.*")],
 )
 def test_what_another_run_has_kept_is_neither_taken_up_nor_lost(
     scene: Path, write_raster: Write, pixels: Pixels, caplog: pytest.LogCaptureFixture, changed: str, told: str
@@ -210,6 +211,8 @@ def test_what_another_run_has_kept_is_neither_taken_up_nor_lost(
     segmenter, options = Slow(), {"tile_size": 32, "overlap": 0.25}
     if changed == "weights":
         segmenter.sha256 = "ef" * 32
+    elif changed == "smooth":
+        segmenter.smooth = False  # type: ignore[attr-defined]
     elif changed == "options":
         options["overlap"] = 0.5
     else:

@@ -110,7 +110,7 @@ def evaluate(
         "split": split,
         "protocol": f"tiles of {tile_size or segmenter.tile_size} px, overlap {overlap}, blending {blend}, "
         f"dictionary {dictionary}, test-time augmentation {tta}, "
-        f"{'' if smooth else 'no smoothing, '}{precision_of(segmenter)}",
+        f"scores {'' if segmenter.smooth else 'not '}smoothed, {precision_of(segmenter)}",
     }
     summary = reports.summarise(result, data, about)
     if report is not None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     help="Number type of the network's products; bfloat16 not with onnx.",
 )  # fmt: skip
 @click.option("--int8", is_flag=True, help="The encoder's products in int8, calibrated on real tiles; with openvino.")
+@options.smooth
 @click.option("--calibrate", metavar="SCENE", multiple=True, help="Scenes whose tiles --int8 is calibrated on.")
 @click.option("--scene", "scenes", metavar="SCENE", multiple=True, help="Scenes to compare labels on.")
 @click.option("--tiles", type=click.IntRange(1), default=16, show_default=True, help="Tiles to take of all scenes.")
@@ -46,6 +47,7 @@ def export(
     tile_size: int | None,
     precision: str,
     int8: bool,
+    smooth: bool,
     calibrate: tuple[str, ...],
     scenes: tuple[str, ...],
     tiles: int,
@@ -79,6 +81,7 @@ def export(
         calibrate=sample_tiles(weights.description, learnt, tile_size, tiles),
         tiles=sample_tiles(weights.description, compared, tile_size, tiles),
         int8=int8,
+        smooth=smooth,
         overwrite=overwrite,
     )
     click.echo(f"{output}: {weights.name}, tiles of {tile_size} px, {'int8' if int8 else precision}")

@@ -42,6 +42,7 @@ def predict_dataarray(
     chunk_rows: int | None = None,
     device: str = "auto",
     precision: Precision = "auto",
+    smooth: bool = True,
 ) -> xr.DataArray | xr.Dataset:
     """A DataArray (bands, rows, columns) of raw pixel values -> one of class indices (rows, columns) uint8, lazily.
 
@@ -51,7 +52,8 @@ def predict_dataarray(
     (`spatial_ref`).
 
     model: a segmenter, which then is part of the graph, or a name or path for `load_model`: then each process loads it
-    once, on `device` and at `precision`. confidence: gives a Dataset of `labels` and `confidence`, in steps of 1/250.
+    once, with `device`, `precision` and `smooth`. confidence: gives a Dataset of `labels` and `confidence`, in steps of
+    1/250.
     chunk_rows: rows of the map in a chunk, at least; by default about 4096.
 
     Raises UsageError for another number of bands or dimensions, and for values that are no real numbers.
@@ -68,7 +70,7 @@ def predict_dataarray(
     source = (
         dask.delayed(model, pure=True, traverse=False)
         if weights is None
-        else partial(loaded, weights, device, precision)
+        else partial(loaded, weights, device, precision, smooth)
     )
     observes = getattr(model, "observes", None) if weights is None else about.shared_dictionary
     whose = whose_dictionary(observes, grid, dictionary)
@@ -123,19 +125,19 @@ def as_map(array: xr.DataArray, values: Any, name: str, **attributes: Any) -> xr
     return xr.DataArray(values, kept, array.dims[1:], name=name, attrs={"nodata": NODATA, **place, **attributes})
 
 
-LOADED: dict[tuple[str, str, str], Segmenter] = {}
-"""The last model that chunks were mapped with in this process, by its sha256, device and precision."""
+LOADED: dict[tuple[str, str, str, bool], Segmenter] = {}
+"""The last model that chunks were mapped with in this process, by its sha256, device, precision and smoothing."""
 
 LOADING = threading.Lock()
 
 
-def loaded(weights: WeightsFile, device: str, precision: Precision) -> Segmenter:
+def loaded(weights: WeightsFile, device: str, precision: Precision, smooth: bool) -> Segmenter:
     """The segmenter of a weights file, loaded once in a process."""
-    key = weights.sha256, device, precision
+    key = weights.sha256, device, precision, smooth
     with LOADING:
         if key not in LOADED:
             LOADED.clear()
-            LOADED[key] = load_segmenter(weights, device=device, precision=precision)
+            LOADED[key] = load_segmenter(weights, device=device, precision=precision, smooth=smooth)
         return LOADED[key]
 
 

@@ -163,7 +163,7 @@ def measure_seams(
             | {
                 "tile_size": asked.tile_size,
                 "precision": precision_of(segmenter),
-                "smooth": getattr(segmenter, "smooth", None),
+                **({"smooth": segmenter.smooth} if hasattr(segmenter, "smooth") else {}),
             },
             labels=segmenter.labels,
             scene_size=(int(scene.dataset.width), int(scene.dataset.height)),

@@ -78,8 +78,9 @@ class D2LSModule(pl.LightningModule):
         config, shift = self.config, 0
         shared = bool(torch.rand(()) < config.shared_dictionary)
         if config.consistency:
-            # One pixel short of the strides: whole ones would show the part in the same place of the network's grids.
-            shift = (STRIDES[-1] - 1) * int(torch.randint(1, pixels.shape[-1] // (2 * STRIDES[-1]) + 1, ()))
+            # Some pixels short of whole strides, which would show the part in the same place of the network's cells.
+            steps = int(torch.randint(1, pixels.shape[-1] // (2 * STRIDES[-1]) + 1, ()))
+            shift = STRIDES[-1] * steps - 1 - steps % (STRIDES[0] - 1)
         key = (shared, shift, pixels.shape)
         if key not in self.steps:
             step = Step(self.network, config, self.about.labels.ignore_index, shared=shared, shift=shift)

@@ -57,9 +57,14 @@ class Sky:
 
 
 def sky_of(labels: LabelMap, bands: tuple[str, ...], value_range: tuple[float, float]) -> Sky:
-    """The sky of a dataset whose values are reflectances. Raises UsageError where it does not tell clouds apart."""
+    """The sky of a dataset whose values are reflectances.
+
+    Raises UsageError where it does not tell clouds apart, or has no band that shows shadows.
+    """
     if missing := [name for name in CLASSES if name not in labels.names]:
         raise UsageError(f"clouds needs the classes {', '.join(CLASSES)}; there is no {missing[0]}")
+    if not HAZE.keys() & set(bands):
+        raise UsageError(f"clouds needs one at least of the bands {', '.join(HAZE)}; there are {', '.join(bands)}")
     low, high = value_range
     haze = torch.tensor([HAZE.get(band, math.inf) for band in bands]).view(-1, 1, 1)
     skylight = torch.tensor([SKYLIGHT.get(band, 1.0) for band in bands]).view(-1, 1, 1)
@@ -83,8 +88,9 @@ def overcast(
     if clear.float().mean() < 0.15 or not 0.003 < depth.mean() < MOST:
         return ground
     softness = rng.uniform(0.6, 2.0)
-    # Fading out inwards: beyond its edge, the second crop shows ground of its own.
-    cover, depth = (2 * blurred((depth > 0).float(), softness) - 1).clamp(min=0), blurred(depth, softness)
+    # Fading out inwards: beyond their edges and in their holes, the second crop shows ground of its own.
+    cover = (2 * blurred((depth > 0).float(), softness) - 1).clamp(min=0) * (depth > 0)
+    depth = blurred(depth, softness)
 
     shade = blurred(moved(depth, rng), rng.uniform(0.6, 2.5))
     lit = (rng.uniform(0.15, 0.65) * sky.skylight).clamp(max=0.95)

@@ -44,7 +44,7 @@ SMALL_EPOCH = 1000
 EMA_DECAY = 0.995
 VALIDATIONS = 10
 """How often a run is validated, at most once an epoch."""
-PROTOCOL = "25 % overlap, Hann blending, smoothed scores, no test-time augmentation, float32"
+PROTOCOL = "25 % overlap, Hann blending, no test-time augmentation, float32, scores smoothed"
 IDLE_WARNINGS = (
     "Checkpoint directory .* exists and is not empty",  # the run's settings lie there
     "The '.*_dataloader' does not have many workers",  # the validation's loader gives numbers only

@@ -3,8 +3,7 @@
 FILE: weights that have not seen the images of DATASET's split `val`. Each of these is mapped three times with each way:
 as a whole, and from 96 and 288 pixels further down and to the right (96 and 160, where it is smaller than 1100 pixels),
 which shifts the tiles. Printed are the share of the pixels of its inner part that get another class than on the whole,
-the mean IoU and mean F1 of the whole maps, and the seconds that everything took. Scores are smoothed where it is said,
-and from the scene's dictionary on.
+the mean IoU and mean F1 of the whole maps, and the seconds that everything took. `raw`: scores are not smoothed.
 
 Those at the end need more than options: a dictionary from the neighbourhood of each tile; one from all pixels at once,
 which is what attention accumulated exactly over all tiles would give; and a window that weighs each distance to the
@@ -109,15 +108,15 @@ def main() -> None:
     tile = {"dictionary": "tile", "tile_size": 512}
     scene = {"dictionary": "scene", "tile_size": 1024}
     ways: dict[str, Way] = {
-        "512 px, 25 %, Hann, each tile's": partial(raw.predict, **tile),
-        "512 px, 50 %, Hann, each tile's": partial(raw.predict, **tile, overlap=0.5),
-        "1024 px, each tile's": partial(raw.predict, **{**tile, "tile_size": 1024}),
+        "512 px, 25 %, Hann, each tile's, raw": partial(raw.predict, **tile),
+        "512 px, 50 %, Hann, each tile's, raw": partial(raw.predict, **tile, overlap=0.5),
+        "1024 px, each tile's, raw": partial(raw.predict, **{**tile, "tile_size": 1024}),
         "512 px, the scene's": partial(model.predict, **{**scene, "tile_size": 512}),
-        "512 px, each tile's, smoothed": partial(model.predict, **tile),
-        "1024 px, the scene's, not smoothed": partial(raw.predict, **scene),
+        "512 px, each tile's": partial(model.predict, **tile),
+        "1024 px, the scene's, raw": partial(raw.predict, **scene),
         "1024 px, the scene's": partial(model.predict, **scene),
         "the default": model.predict,
-        "the same, cut between centres": partial(model.predict, **scene, blend_window="none"),
+        "1024 px, the scene's, cut between centres": partial(model.predict, **scene, blend_window="none"),
         "512 px, of the neighbourhood": partial(by_neighbourhood, model),
         "1024 px, of all pixels at once": partial(by_all_pixels, model),
         "1024 px, the scene's, measured window": partial(model.predict, **scene, blend_window="linear"),

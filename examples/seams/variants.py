@@ -27,16 +27,16 @@ from d2ls_infer.seams.counts import count_changes, worst_square
 
 PLAIN = {"smooth": False, "dictionary": "tile", "tile_size": 512}
 WAYS = {
-    "512 px, 25 %, Hann, each tile's dictionary": PLAIN,
-    "512 px, 37.5 %": PLAIN | {"overlap": 0.375},
-    "512 px, 50 %": PLAIN | {"overlap": 0.5},
-    "1024 px": PLAIN | {"tile_size": 1024},
-    "512 px, the scene's dictionary": PLAIN | {"dictionary": "scene"},
-    "512 px, smoothed": PLAIN | {"smooth": True},
-    "1024 px, the scene's dictionary": PLAIN | {"tile_size": 1024, "dictionary": "scene"},
+    "512 px, 25 %, Hann, each tile's dictionary, raw": PLAIN,
+    "512 px, 37.5 %, raw": PLAIN | {"overlap": 0.375},
+    "512 px, 50 %, raw": PLAIN | {"overlap": 0.5},
+    "1024 px, raw": PLAIN | {"tile_size": 1024},
+    "512 px, the scene's dictionary, raw": PLAIN | {"dictionary": "scene"},
+    "512 px, each tile's dictionary": PLAIN | {"smooth": True},
+    "1024 px, the scene's dictionary, raw": PLAIN | {"tile_size": 1024, "dictionary": "scene"},
     "the default": {},
 }
-"""Options of `predict`, and whether scores are smoothed; what is left out is as by default."""
+"""Options of `predict`, and whether scores are smoothed (else they are raw); what is left out is as by default."""
 SIDE = 384
 """Rows and columns of the picture's parts."""
 

@@ -129,7 +129,7 @@ def main() -> None:
         described,
         license=about.license,
         note=about.note,
-        stated_tile_size=about.tile_size,
+        stated_tile_size=about.tile_size or described.stated_tile_size,
         training_data=f"{about.imagery}, {trained_on}",
         source=f"examples/training/README.md; {described.source}",
         metrics=order(measured.metrics, about.score, f"{about.measured_on}{note}"),

@@ -71,7 +71,7 @@ def main() -> int:
         else:
             weights = find_weights(name)
             network = load_network(weights.path, weights.description)
-            segmenter = segmenter_of(weights, "float32")
+            segmenter = segmenter_of(weights, "float32", smooth=False)
             tiles = sample_tiles(segmenter.description, options.scene, options.size, options.tiles)
         pixels = torch.randn(1, network.config.in_channels, options.size, options.size)
         seen = [segmenter.normalise(tile) for tile in tiles[::2]] if tiles else [pixels]

@@ -97,7 +97,7 @@ def network_of(form: str, model: str) -> nn.Module:
             return published(self.network, pixels)
 
     weights = find_weights(model)
-    whole = Whole(segmenter_of(weights, "float32"))
+    whole = Whole(segmenter_of(weights, "float32", smooth=False))
     if form == "published":
         whole.network = Published()
     if form == "null":
@@ -145,7 +145,7 @@ def write_graph(form: str, model: str, bands: int, path: Path) -> None:
 def ours(case: Case, **options: Any) -> Callable[[], object]:
     from d2ls_infer import load_model, predict_raster
 
-    segmenter = load_model(case.model, device="cpu", smooth=False, **options)  # as no peer does
+    segmenter = load_model(case.model, device="cpu", smooth=False, **options)
     if case.network == "null":
         segmenter.run = null_network(case.classes)
     return lambda: predict_raster(
@@ -430,7 +430,7 @@ def pipeline(case: Case, folder: Path, options: argparse.Namespace) -> list[str]
     from d2ls_infer.raster import Scene
     from d2ls_infer.tiling import TileGrid
 
-    segmenter, timer = load_model(options.model, device="cpu", precision="float32"), Timer()
+    segmenter, timer = load_model(options.model, device="cpu", precision="float32", smooth=False), Timer()
     case = replace(case, scene=str(make_scene(folder / "scene.tif", options.size, options.size, case.bands)))
     with Scene.open(case.scene, bands_needed=case.bands) as scene:
         grid = TileGrid(scene.height, scene.width, TILE, int(TILE * OVERLAP))

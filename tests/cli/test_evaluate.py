@@ -76,7 +76,18 @@ def test_classes_in_another_order_are_matched_by_name(d2ls: Run, folder: Path, t
 def test_test_time_augmentation_is_told_in_the_report(d2ls: Run, folder: Path, tiny_weights: Path) -> None:
     result = evaluate(d2ls, folder, tiny_weights, "--split", "test", "--tta", "d4", "--report", folder / "report")
     assert result.exit_code == 0, result.output
-    assert "augmentation d4" in json.loads((folder / "report/report.json").read_text())["about"]["protocol"]
+    assert "augmentation d4, scores smoothed," in protocol(folder)
+
+
+def protocol(folder: Path) -> str:
+    told: str = json.loads((folder / "report/report.json").read_text())["about"]["protocol"]
+    return told
+
+
+def test_scores_that_are_not_smoothed_are_told_in_the_report(d2ls: Run, folder: Path, tiny_weights: Path) -> None:
+    result = evaluate(d2ls, folder, tiny_weights, "--split", "test", "--no-smooth", "--report", folder / "report")
+    assert result.exit_code == 0, result.output
+    assert ", scores not smoothed," in protocol(folder)
 
 
 def test_a_report_is_not_written_over(d2ls: Run, folder: Path, tiny_weights: Path) -> None:

@@ -141,3 +141,15 @@ def test_the_dictionary_is_that_of_the_whole_array(tiny_weights: Path) -> None:
     scene = predict_dataarray(model, array, chunk_rows=50, dictionary="scene", **options)
     np.testing.assert_array_equal(scene.values, predict_array(model, values, dictionary="scene", **options))
     assert (scene.values != predict_array(model, values, dictionary="tile", **options)).any()
+
+
+def test_a_model_by_its_name_is_smoothed_unless_told(tiny_weights: Path) -> None:
+    values = np.random.default_rng(6).integers(0, 255, (3, 60, 70), np.uint8)
+    array = xr.DataArray(dask.array.from_array(values), dims=("band", "y", "x"))
+    maps = {}
+    for smooth in (True, False):
+        found = predict_dataarray(tiny_weights, array, device="cpu", precision="float32", smooth=smooth)
+        model = load_model(tiny_weights, device="cpu", precision="float32", smooth=smooth)
+        maps[smooth] = predict_array(model, values)
+        np.testing.assert_array_equal(found.values, maps[smooth])
+    assert (maps[True] != maps[False]).any()

@@ -308,7 +308,7 @@ def test_the_numbers_are_those_of_an_evaluation(trained: Path, toys: Path, toy_d
     }
     assert {metric.split for metric in metrics} == {"val, 2 images"}
     assert {metric.protocol for metric in metrics} == {
-        "tiles of 512 px, 25 % overlap, Hann blending, smoothed scores, no test-time augmentation, float32"
+        "tiles of 512 px, 25 % overlap, Hann blending, no test-time augmentation, float32, scores smoothed"
     }
 
 
