@@ -312,7 +312,7 @@ class ExportedSegmenter:
             raise UsageError(f"the products of {weights.path} are in {self.dtype}; leave out --precision")
         if graph.smooth and not smooth:
             raise UsageError(f"{weights.path} smooths its scores itself; export it with --no-smooth to have them raw")
-        self.smooth, self.smooths = smooth, smooth and not graph.smooth
+        self.smooth, self.smooths_after = smooth, smooth and not graph.smooth
         self.device = torch.device("cpu" if device == "auto" else device)
         check_backend(self.backend, self.device, torch.float32)
         self.description, self.name = graph.description, weights.name
@@ -338,7 +338,7 @@ class ExportedSegmenter:
         images = [torch.from_numpy(np.pad(image.float().numpy(), missing, mode="reflect"))[None] for image in batch]
         scores = torch.cat([self.run(image) for image in images])
         # Before they are cut, as a file that smooths by itself does it.
-        return (smoothed(scores) if self.smooths else scores)[..., :height, :width]
+        return (smoothed(scores) if self.smooths_after else scores)[..., :height, :width]
 
     def predict(self, array: np.ndarray, **options: Any) -> np.ndarray:
         """(bands, H, W) raw pixel values -> (H, W) uint8 class indices; see `predict_array`."""

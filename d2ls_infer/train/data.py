@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import lightning.pytorch as pl
@@ -27,15 +28,7 @@ class CropDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, pool: ImagePool, config: TrainConfig, about: ModelDescription, epoch: int) -> None:
         self.pool, self.config, self.about, self.epoch = pool, config, about, epoch
-        self.augment = AugmentConfig(
-            crop=config.crop,
-            scales=config.scales,
-            mosaic=config.mosaic,
-            balance=config.balance,
-            jitter=config.jitter,
-            turn=config.turn,
-            clouds=config.clouds,
-        )
+        self.augment = AugmentConfig(**{field.name: getattr(config, field.name) for field in fields(AugmentConfig)})
         self.sky = sky_over(pool, config, about)
         self.mean, self.std = (torch.tensor(values).view(-1, 1, 1) for values in (about.mean, about.std))
 

@@ -9,10 +9,8 @@ class then, and the scores of the first maps.
 
 import argparse
 import logging
+from functools import partial
 from pathlib import Path
-
-import numpy as np
-import torch
 
 from d2ls_infer import load_model
 from d2ls_infer.datasets import find_dataset
@@ -36,14 +34,9 @@ def main() -> None:
     for smooth in (False, True):
         model = load_model(arguments.file, smooth=smooth)
         matrix, changes = ConfusionMatrix(dataset.labels), {shift: [Changes(0, 0)] for shift in SHIFTS}
-
-        def mapped(pixels: np.ndarray, model=model) -> np.ndarray:
-            scores = model.score(torch.from_numpy(np.ascontiguousarray(pixels))[None])
-            return scores[0].argmax(0).numpy().astype(np.uint8)
-
+        mapped = partial(model.predict, tile_size=SIDE, dictionary="tile")
         for image in images:
             pixels = image.read_image(model.bands)[:, :SIDE, :SIDE]
-            pixels = pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32)
             first = mapped(pixels)
             matrix.add(image.read_mask()[:SIDE, :SIDE], first)
             for shift in SHIFTS:
