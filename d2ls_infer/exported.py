@@ -22,7 +22,7 @@ from d2ls_infer.graphs import RUNTIMES, GraphFile
 from d2ls_infer.manifest import ModelDescription
 from d2ls_infer.options import PredictOptions
 from d2ls_infer.segmenter import D2LSSegmenter, precision_of, predict_array
-from d2ls_infer.smoothing import smoothed
+from d2ls_infer.smoothing import mean_of_cells, smoothed
 from d2ls_infer.tiling import TileGrid
 from d2ls_infer.weights import WeightsFile, load_network, warn_of_terms
 
@@ -73,7 +73,7 @@ class Whole(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         logits: Tensor = self.network(pixels * self.gain + self.offset)
         scores = logits.softmax(1)
-        return smoothed(scores) if self.smooth else scores
+        return mean_of_cells(scores) if self.smooth else scores
 
 
 def export_model(
