@@ -14,7 +14,7 @@ from d2ls_infer.nn import D2LSConfig
 
 NOT_BELOW_0 = (
     "crops_per_epoch", "warmup_steps", "weight_decay", "clip_norm", "jitter", "seed", "backbone_rate",
-    "dynamic_weight", "static_weight", "contrastive_weight", "consistency",
+    "interactor_rate", "dynamic_weight", "static_weight", "contrastive_weight", "consistency",
 )  # fmt: skip
 
 
@@ -26,10 +26,13 @@ class TrainConfig:
     train on; empty takes all that the dataset's images have.
     Length: epochs; an epoch is `crops_per_epoch` random crops, or, where that is 0, as many as fit side by side into
     the images.
-    Optimiser: AdamW with `learning_rate` (for the backbone that times `backbone_rate`), linear warm-up over
-    `warmup_steps`, half a cosine down to `final_learning_rate`, `weight_decay`, gradients clipped to the norm
-    `clip_norm` (0: not), Lookahead around it if asked for. ema_decay: decay per step of the averaged weights, the ones
-    that are kept; 0 keeps the last ones; "auto" averages (0.995) where an epoch has fewer than 1,000 steps.
+    Optimiser: AdamW with `learning_rate` (for the backbone that times `backbone_rate`, for the attentions of image and
+    dictionary times `interactor_rate`), linear warm-up over `warmup_steps`, half a cosine down to
+    `final_learning_rate`, `weight_decay`, gradients clipped to the norm `clip_norm` (0: not), Lookahead around it if
+    asked for. ema_decay: decay per step of the averaged weights, the ones that are kept; 0 keeps the last ones; "auto"
+    averages (0.995) where an epoch has fewer than 1,000 steps.
+    quiet_start: whether those attentions give nothing at first, so that image and dictionary begin as they come and
+    learn to query each other; a model to start from has learnt that already.
     Crops: side `crop` in pixels, a multiple of 32; `scales`, the range of the random magnification; `mosaic`, how often
     a crop is put together from four; `balance`, how often it is placed on a class drawn with all classes alike, which
     shows rare ones more often; `jitter`, the largest change of contrast (a factor) and of brightness (in standard
@@ -55,6 +58,8 @@ class TrainConfig:
     batch_size: int = 4
     learning_rate: float = 1e-4
     backbone_rate: float = 1.0
+    interactor_rate: float = 1.0
+    quiet_start: bool = False
     final_learning_rate: float = 1e-6
     warmup_steps: int = 0
     weight_decay: float = 0.01

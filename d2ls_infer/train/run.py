@@ -33,7 +33,7 @@ from d2ls_infer.train.curves import Curves, draw
 from d2ls_infer.train.data import CropDataModule, normalisation, sky_over, steps_per_epoch
 from d2ls_infer.train.module import D2LSModule
 from d2ls_infer.train.pool import ImagePool, without_gaps
-from d2ls_infer.train.start import adopt, load_backbone
+from d2ls_infer.train.start import adopt, load_backbone, quieten
 from d2ls_infer.weights import WeightsFile, find_weights, load_network, save_weights, warn_of_terms
 
 log = logging.getLogger(__name__)
@@ -118,6 +118,8 @@ def train(
         log.info("started from %s, which knows %s", source.name, ", ".join(kept) or "none of the classes")
     elif backbone_file is not None:
         load_backbone(network, backbone_file)
+    if config.quiet_start and source is None:
+        quieten(network)
     pool = ImagePool(lambda index: without_gaps(*images[index].read(bands)), len(images))
     about = describe(dataset, config, pool, bands=bands, value_range=value_range, start=source.name if source else None)
     sky_over(pool, config, about)  # raises before anything is written

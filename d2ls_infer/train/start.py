@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from d2ls_infer.errors import MissingFileError, UsageError
 from d2ls_infer.labels import LabelMap
 from d2ls_infer.nn import D2LS
+from d2ls_infer.nn.decoder import Attention
 from d2ls_infer.nn.encoder import create_backbone
 
 STEMS = ("conv_stem.weight", "stem_0.weight", "conv1.weight", "patch_embed.proj.weight")
@@ -38,6 +39,18 @@ def load_backbone(network: D2LS, file: Path) -> None:
         raise UsageError(f"{file} does not hold the weights of {config.backbone}: other tensors have other names")
     backbone = create_backbone(config.backbone, in_channels=config.in_channels, pretrained=file)
     network.encoder.backbone.load_state_dict(backbone.state_dict())
+
+
+@torch.no_grad()
+def quieten(network: D2LS) -> None:
+    """Let every attention of the decoder give zeros, until its output layer has learnt otherwise.
+
+    With random weights the interactor first mixes all classes into all pixels, and has to unlearn that.
+    """
+    for part in network.decoder.modules():
+        if isinstance(part, Attention):
+            nn.init.zeros_(part.out.weight)
+            nn.init.zeros_(part.out.bias)
 
 
 @torch.no_grad()

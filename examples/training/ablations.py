@@ -34,7 +34,7 @@ from d2ls_infer.segmenter import D2LSSegmenter
 from d2ls_infer.train import RunOptions, TrainConfig, read_config
 from d2ls_infer.train.pool import ImagePool
 from d2ls_infer.train.run import describe, fit, network_config
-from d2ls_infer.train.start import load_backbone
+from d2ls_infer.train.start import load_backbone, quieten
 
 SMALL = TrainConfig(
     backbone="tf_efficientnet_lite0",
@@ -135,6 +135,7 @@ VARIANTS: dict[str, tuple[Callable[[D2LSConfig], D2LS], dict[str, Any]]] = {
     "dynamic loss only": (DynamicBranch, ONE_BRANCH),
     "both, without contrastive loss": (D2LS, {"contrastive_weight": 0.0}),
     "full (both, contrastive, L = 3)": (D2LS, {}),
+    "full, attention from nothing": (D2LS, {"quiet_start": True, "interactor_rate": 0.25}),
     "L = 1": (D2LS, {"stages": 1}),
     "L = 2": (D2LS, {"stages": 2}),
     "without modulator": (without_modulator, {}),
@@ -179,6 +180,8 @@ def measure(name: str, variant: str, seed: int, arguments: argparse.Namespace) -
     pl.seed_everything(seed, verbose=False)
     network = build(network_config(config, len(dataset.labels), len(bands)))
     load_backbone(network, arguments.backbone)
+    if config.quiet_start:
+        quieten(network)
     about = describe(dataset, config, pool, bands=bands, value_range=dataset.value_range, start=None)
     run = arguments.output / "run"
     shutil.rmtree(run, ignore_errors=True)

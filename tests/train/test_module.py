@@ -39,13 +39,18 @@ def network(make_about: MakeAbout) -> D2LS:
 # Rates
 
 
-def test_backbone_and_the_rest_are_learnt_at_their_own_rates(network: D2LS, make_config: MakeConfig) -> None:
-    backbone, rest = parameter_groups(network, make_config(learning_rate=1e-3, backbone_rate=0.1))
-    assert (backbone["lr"], rest["lr"]) == (pytest.approx(1e-4), 1e-3)
-    grouped = {id(value) for value in [*backbone["params"], *rest["params"]]}
-    assert len(backbone["params"]) + len(rest["params"]) == len(grouped)
-    assert grouped == {id(value) for value in network.parameters()}
+def test_backbone_interactor_and_the_rest_are_learnt_at_their_own_rates(network: D2LS, make_config: MakeConfig) -> None:
+    groups = parameter_groups(network, make_config(learning_rate=1e-3, backbone_rate=0.1, interactor_rate=0.2))
+    backbone, interactor, rest = groups
+    assert [group["lr"] for group in groups] == pytest.approx([1e-4, 2e-4, 1e-3])
+    grouped = [id(value) for group in groups for value in group["params"]]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {id(value) for value in network.parameters()}
+    decoder = network.decoder
+    attentions = [*decoder.blocks.parameters(), *decoder.final_attention.parameters(), *decoder.final_norm.parameters()]
     assert {id(value) for value in backbone["params"]} == {id(value) for value in network.encoder.backbone.parameters()}
+    assert {id(value) for value in interactor["params"]} == {id(value) for value in attentions}
+    assert id(network.dictionary.static) in {id(value) for value in rest["params"]}
 
 
 def test_learning_rate_warms_up_and_falls_by_half_a_cosine(make_config: MakeConfig) -> None:

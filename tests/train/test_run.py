@@ -321,6 +321,21 @@ def test_weights_are_stored_in_half_precision_but_for_those_that_would_suffer(tr
     assert not any(key.endswith("num_batches_tracked") for key in kinds)
 
 
+def test_a_quiet_start_is_for_runs_that_start_from_no_model(
+    trained: Path, toys: Path, toy_dataset: Dataset, make_config: MakeConfig, backbone_file: Path, tmp_path: Path
+) -> None:
+    config = make_config(epochs=1, quiet_start=True, interactor_rate=0.0)
+
+    def outputs(**start: Path) -> list[Tensor]:
+        file = begin(toys, toy_dataset, config, tmp_path / "-".join(start), val=None, **start)
+        return [value for key, value in load_file(file).items() if key.endswith("out.weight")]
+
+    anew, further = outputs(backbone_file=backbone_file), outputs(init=trained)
+    assert len(anew) == len(further) > 0
+    assert not any(value.any() for value in anew)
+    assert all(value.any() for value in further)
+
+
 def test_a_run_is_not_written_over(
     trained: Path, toys: Path, toy_dataset: Dataset, make_config: MakeConfig, backbone_file: Path, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from timm.models import adapt_input_conv
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from d2ls_infer.errors import MissingFileError, UsageError
 from d2ls_infer.labels import LabelMap
 from d2ls_infer.nn import D2LS, D2LSConfig
-from d2ls_infer.train.start import adapt_bands, adopt, load_backbone
+from d2ls_infer.train.start import adapt_bands, adopt, load_backbone, quieten
 
 BACKBONE = "mobilenetv3_small_050"
 STEM = "encoder.backbone.conv_stem.weight"
@@ -29,6 +30,33 @@ def make_network(backbone: str = BACKBONE, seed: int = 0, **changes: Any) -> D2L
 
 def copied(network: D2LS) -> dict[str, Tensor]:
     return {key: value.clone() for key, value in network.state_dict().items()}
+
+
+# Attention
+
+
+def test_a_quiet_interactor_leaves_image_and_dictionary_as_they_are() -> None:
+    network = make_network(stages=2).eval()
+    dictionary, features = torch.randn(2, 3, 32), torch.randn(2, 32, 4, 5)
+    with torch.inference_mode():
+        loud = network.decoder(dictionary, features)
+        quieten(network)
+        quiet = network.decoder(dictionary, features)
+        # Norms alone are left, and of a normed vector they change nothing.
+        image = F.layer_norm(features.flatten(2).transpose(1, 2), (32,))
+        classes = network.decoder.dictionary_head(F.layer_norm(dictionary, (32,)))
+        expected = network.decoder.upsampler(image, classes, 4, 5)
+    torch.testing.assert_close(quiet, expected, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(loud, expected, atol=1e-2)
+
+
+def test_a_quiet_interactor_learns_to_speak() -> None:
+    network = make_network().train()
+    quieten(network)
+    output = network(torch.randn(2, 3, 32, 32))
+    output.logits.square().mean().backward()
+    for attention in (network.decoder.blocks[0].dictionary_queries_image, network.decoder.final_attention):
+        assert attention.out.weight.grad.abs().max() > 0
 
 
 # Backbones
