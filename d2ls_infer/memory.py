@@ -48,10 +48,9 @@ def rows_bytes(
     blended = 4 * planes * rows * grid.width
     read = rows * grid.width * (len(scene.bands) * (1 if scene.as_it_is else 4) + 1)
     tile = grid.tile_height * grid.tile_width
-    # Tiles that wait, that were put together, and that were read ahead; what blending one makes on the way; and the
-    # scores that wait to be blended, and are.
+    # Tiles that wait, that were put together, and that were read ahead; and what blending one makes on the way.
     waiting = (3 * batch_size + 1) * tile * (len(scene.bands) * (1 if scene.as_it_is else 4) + 1)
-    waiting += 4 * (4 + 2 * batch_size) * classes * tile
+    waiting += 4 * 4 * classes * tile
     scaled = 0 if scene.as_it_is else 3 * min(READ_BYTES, 8 * len(scene.bands) * grid.tile_height * grid.width)
     written = 2 * 512 * scene.width * layers
     return int(

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,9 +62,6 @@ T = TypeVar("T")
 
 WRITTEN_BEHIND = 2
 """Pieces of finished rows that may wait to be written while the next tiles are scored."""
-
-SCORED_AHEAD = 1
-"""Batches that may wait to be blended while the next one is scored."""
 
 COMPRESSING = 4
 """Threads that compress a map where the network does not need the cores: one is slower than a network on a GPU."""
@@ -384,17 +380,13 @@ def finish_rows(
             return in_parts(batch)
 
     beside = Beside(job.device)
-    # A CPU's cores have nothing to do while tiles are blended one after the other; a GPU is never waited for.
-    scored_ahead = partial(ahead, depth=SCORED_AHEAD) if job.device.type == "cpu" else None
 
     def write_handed(handed: Any) -> None:
         with beside.taking(handed) as rows:
             write(rows)
 
     # Closed before the scene is, whatever happens: what reads ahead reads it.
-    with ExitStack() as stack:
-        tiles = stack.enter_context(closing(ahead(read(), batch_size + 1)))
-        writer = stack.enter_context(Behind(write_handed, WRITTEN_BEHIND))
+    with closing(ahead(read(), batch_size + 1)) as tiles, Behind(write_handed, WRITTEN_BEHIND) as writer:
         blended = blend(
             score,
             counted(tiles, len(starts) * len(grid.col_starts), progress),
@@ -406,9 +398,7 @@ def finish_rows(
             disagreement=options.disagreement,
             first_row=view.needs(max(first, known), last)[0],
             around=around,
-            beside=scored_ahead,
         )
-        stack.enter_context(closing(blended))
         read_rows = rows_above(starts[-1] + grid.tile_height, blended)
         for rows in view.restored(read_rows, first_row=max(first, known)):
             if rows.first >= last:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,9 +34,6 @@ Around = Callable[[Sequence[Tile], Callable[[], Tensor]], Tensor]
 
 Batch = list[tuple[Tile, np.ndarray, np.ndarray]]
 """Tiles that are scored at once, each with values (bands, h, w) and valid (h, w) bool."""
-
-Scored = list[tuple[Tile, Tensor | None, np.ndarray | None]]
-"""The tiles of a batch with their scores (K, h, w), None where nobody wants them, and valid, None where all is."""
 
 
 class Rows(NamedTuple):
@@ -161,8 +157,7 @@ def blend(
     disagreement: bool = False,
     first_row: int = 0,
     around: Around | None = None,
-    beside: Callable[[Iterator[Scored]], Generator[Scored]] | None = None,
-) -> Generator[Rows]:
+) -> Iterator[Rows]:
     """Score the tiles of a grid in batches and give the blended rows, from top to bottom.
 
     tiles: in row-major order, each with values (bands, h, w) and valid (h, w) bool. A tile without a valid pixel is
@@ -170,7 +165,6 @@ def blend(
     whether the rows also tell how far the tiles differ, see `BandBlender`. first_row: the rows above are known from an
     earlier run: they come too, but mean nothing, and what only they need is not scored. All others are the same to the
     last bit, since the batches are. around: stands between a batch and its scores, which may be known from elsewhere.
-    beside: takes the scored batches to where they are made while others are blended; see `background.ahead`.
 
     The tiles may begin at any group of rows of tiles that share batches (see `rows_sharing_batches`), and end after
     one: the rows that no tile outside touches are the same as those of the whole, to the last bit. They begin with the
@@ -184,41 +178,26 @@ def blend(
                 blender.first_row = tile.row
             yield tile, pixels
 
-    def scores_of(batch: Batch) -> Tensor | None:
-        tiles_of_it = [tile for tile, _, _ in batch]
-        if all(tile.row + tile.height <= first_row for tile in tiles_of_it):
-            return None
+    def add(batch: Batch) -> Iterator[Rows]:
+        if all(tile.row + tile.height <= first_row for tile, _, _ in batch):
+            for tile, _, _ in batch:
+                yield from blender.advance(tile.row)
+            return
 
-        def run() -> Tensor:
+        def scored() -> Tensor:
             return score(stacked(batch))
 
-        scores = run() if around is None else around(tiles_of_it, run)
+        scores = scored() if around is None else around([tile for tile, _, _ in batch], scored)
         expected = (len(batch), channels, grid.tile_height, grid.tile_width)
         if scores.shape != expected:
             raise UsageError(f"the segmenter gave scores of shape {tuple(scores.shape)}, not {expected}")
-        return scores
+        for (tile, _, valid), tile_scores in zip(batch, scores, strict=True):
+            all_valid = bool(valid.all())
+            yield from blender.add(tile, tile_scores, None if all_valid else uploaded(torch.from_numpy(valid), device))
 
-    def scored() -> Generator[Scored]:
-        for batch in batches(from_the_first(), grid, batch_size):
-            scores = scores_of(batch)
-            parts = [
-                (tile, None if scores is None else scores[index], None if valid.all() else valid)
-                for index, (tile, _, valid) in enumerate(batch)
-            ]
-            del scores
-            batch.clear()  # so that its pixels are not there while the next are read
-            yield parts
-            del parts
-
-    with closing(scored() if beside is None else beside(scored())) as all_scored:
-        for parts in all_scored:
-            for tile, scores, valid in parts:
-                if scores is None:
-                    yield from blender.advance(tile.row)
-                else:
-                    known = None if valid is None else uploaded(torch.from_numpy(valid), device)
-                    yield from blender.add(tile, scores, known)
-            del parts, scores
+    for batch in batches(from_the_first(), grid, batch_size):
+        yield from add(batch)
+        batch.clear()  # so that its pixels are not there while the next are read
     yield from blender.finish()
 
 

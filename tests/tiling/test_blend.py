@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from d2ls_infer.background import ahead
 from d2ls_infer.errors import UsageError
 from d2ls_infer.tiling import WINDOWS, BandBlender, Rows, Tile, TileGrid, axis_windows, blend, rows_sharing_batches
 
@@ -179,7 +175,7 @@ def test_covered_is_the_valid_mask_exactly(grid: TileGrid, window: str, seed: in
 @given(grids(), st.integers(0, 9))
 def test_tiles_without_a_valid_pixel_are_not_scored(grid: TileGrid, seed: int) -> None:
     valid = holes(grid, seed)
-    scored: list[int] = []
+    scored = []
 
     def score(batch: Tensor) -> Tensor:
         scored.extend(tile[0, 0, 0].item() for tile in batch)
@@ -291,43 +287,6 @@ def test_rows_are_given_as_soon_as_no_tile_below_touches_them() -> None:
     first = next(blend(peaks, watched(), grid, channels=2))
     assert asked == [0, 30]
     assert (first.first, len(first.covered)) == (0, 30)
-
-
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_batches_scored_in_another_thread_give_the_same_rows(batch_size: int) -> None:
-    grid = TileGrid(90, 70, 30, 10)
-    field, threads = random_field(grid), set[str]()
-
-    def score(batch: Tensor) -> Tensor:
-        threads.add(threading.current_thread().name)
-        return peaks(batch)
-
-    def mapped(**options: Any) -> tuple[Tensor, Tensor]:
-        tiles = tiles_of(field, grid)
-        return blended(blend(score, tiles, grid, channels=2, batch_size=batch_size, **options), grid)
-
-    alone = mapped()
-    beside = mapped(beside=partial(ahead, depth=1))
-    assert threads == {threading.main_thread().name, "d2ls-ahead"}
-    for one, other in zip(alone, beside, strict=True):
-        assert torch.equal(one, other)
-
-
-def test_nothing_is_scored_any_more_when_the_rows_are_not_wanted() -> None:
-    grid = TileGrid(400, 10, 40, 10)
-    scored: list[int] = []
-
-    def score(batch: Tensor) -> Tensor:
-        scored.append(len(batch))
-        return peaks(batch)
-
-    rows = blend(score, tiles_of(random_field(grid), grid), grid, channels=2, beside=partial(ahead, depth=1))
-    next(rows)
-    rows.close()
-    after = len(scored)
-    time.sleep(0.2)
-    assert len(scored) == after < len(grid)
-    assert not [thread for thread in threading.enumerate() if thread.name == "d2ls-ahead"]
 
 
 def test_finished_rows_are_not_changed_by_later_tiles() -> None:
