@@ -22,7 +22,7 @@ TAPERS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 WINDOWS = (*TAPERS, "none")
 
-PIECE_BYTES = 8 << 20
+PIECE_BYTES = 2 << 20
 """What finished rows may take at a time: whoever works on them needs a few times as much, and not of a whole band."""
 
 DEVICE_PIECE_BYTES = 64 << 20
@@ -123,9 +123,9 @@ class BandBlender:
                 scores, covered = self.mean[:, rows].clone(), self.weight[rows] > 0
                 yield Rows(self.first_row + start, scores, covered, self.differences(rows))
             for band, empty in self.bands():
-                kept = band[..., done:, :].clone()
-                band[..., : height - done, :] = kept
-                band[..., height - done :, :] = empty
+                for plane in band.view(-1, height, self.grid.width):  # one at a time is there twice
+                    plane[: height - done] = plane[done:].clone()
+                    plane[height - done :] = empty
             self.first_row += done
 
     def bands(self) -> Iterator[tuple[Tensor, float]]:

@@ -135,7 +135,7 @@ VARIANTS: dict[str, tuple[Callable[[D2LSConfig], D2LS], dict[str, Any]]] = {
     "dynamic loss only": (DynamicBranch, ONE_BRANCH),
     "both, without contrastive loss": (D2LS, {"contrastive_weight": 0.0}),
     "full (both, contrastive, L = 3)": (D2LS, {}),
-    "full, attention from nothing": (D2LS, {"quiet_start": True, "interactor_rate": 0.25}),
+    "full, attention from nothing": (D2LS, {"quiet_start": True, "interactor_rate": 0.1}),
     "L = 1": (D2LS, {"stages": 1}),
     "L = 2": (D2LS, {"stages": 2}),
     "without modulator": (without_modulator, {}),
