@@ -9,10 +9,36 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import torch
+
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 0.1
 """How long a thread waits at a queue before it looks whether it is still wanted."""
+
+
+def started(work: Callable[[], object], name: str) -> threading.Thread:
+    """A thread that does some work, each of torch's operations by itself.
+
+    Else its first larger one would start threads of its own for it, and with more of them than cores those of the
+    network no longer stay awake from one operation to the next.
+    """
+    others = torch.get_num_threads()
+    alone = threading.Event()
+
+    def run() -> None:
+        try:
+            torch.get_num_threads()  # a thread's first such call takes over what was set last, wherever
+            torch.set_num_threads(1)
+        finally:
+            alone.set()
+        work()
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    alone.wait()
+    torch.set_num_threads(others)  # what it set goes for threads that are made later, too
+    return thread
 
 
 def ahead(items: Iterable[T], depth: int) -> Generator[T]:
@@ -41,8 +67,7 @@ def ahead(items: Iterable[T], depth: int) -> Generator[T]:
         else:
             put("end", None)
 
-    thread = threading.Thread(target=make, name="d2ls-ahead", daemon=True)
-    thread.start()
+    thread = started(make, "d2ls-ahead")
     try:
         while True:
             kind, value = ready.get()
@@ -67,7 +92,7 @@ class Behind:
         self.act = act
         self.error: BaseException | None = None
         self.waiting: queue.Queue[Any] = queue.Queue(maxsize=depth)
-        self.thread = threading.Thread(target=self.work, name="d2ls-behind", daemon=True)
+        self.thread: threading.Thread | None = None
 
     def work(self) -> None:
         """What the thread does."""
@@ -89,12 +114,13 @@ class Behind:
             raise self.error
 
     def __enter__(self) -> Self:
-        self.thread.start()
+        self.thread = started(self.work, "d2ls-behind")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        assert self.thread is not None
         self.waiting.put(None)
         self.thread.join()
         if error is None:

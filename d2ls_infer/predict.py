@@ -60,8 +60,11 @@ Progress = Callable[[int, int], None]
 
 T = TypeVar("T")
 
-WRITTEN_BEHIND = 2
+WRITTEN_BEHIND = 6
 """Pieces of finished rows that may wait to be written while the next tiles are scored."""
+
+DEVICE_WRITTEN_BEHIND = 2
+"""The same off the CPU, where pieces are larger."""
 
 COMPRESSING = 4
 """Threads that compress a map where the network does not need the cores: one is slower than a network on a GPU."""
@@ -386,7 +389,8 @@ def finish_rows(
             write(rows)
 
     # Closed before the scene is, whatever happens: what reads ahead reads it.
-    with closing(ahead(read(), batch_size + 1)) as tiles, Behind(write_handed, WRITTEN_BEHIND) as writer:
+    waiting = WRITTEN_BEHIND if job.device.type == "cpu" else DEVICE_WRITTEN_BEHIND
+    with closing(ahead(read(), batch_size + 1)) as tiles, Behind(write_handed, waiting) as writer:
         blended = blend(
             score,
             counted(tiles, len(starts) * len(grid.col_starts), progress),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +23,29 @@ def threads() -> list[str]:
 def test_items_come_in_their_order(items: list[int], depth: int) -> None:
     assert list(ahead(iter(items), depth)) == items
     assert threads() == []
+
+
+@pytest.mark.parametrize("wanted", [1, 2, 3])
+def test_the_threads_leave_torchs_own_to_the_network(wanted: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(wanted)
+    try:
+        seen: list[int] = []
+
+        def look(item: int) -> int:
+            torch.rand(8, 512, 512).amax(0)  # large enough to be shared out
+            seen.append(torch.get_num_threads())
+            return item
+
+        with Behind(look, 1) as behind:
+            for item in ahead(map(look, range(3)), 1):
+                behind.give(item)
+            assert torch.get_num_threads() == wanted
+        assert seen == [1] * 6
+        with ThreadPoolExecutor(1) as later:
+            assert later.submit(torch.get_num_threads).result() == wanted
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_items_are_made_in_another_thread_and_not_too_far_ahead() -> None:
