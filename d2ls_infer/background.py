@@ -92,7 +92,7 @@ class Behind:
         self.act = act
         self.error: BaseException | None = None
         self.waiting: queue.Queue[Any] = queue.Queue(maxsize=depth)
-        self.thread: threading.Thread | None = None
+        self.thread: threading.Thread
 
     def work(self) -> None:
         """What the thread does."""
@@ -120,7 +120,6 @@ class Behind:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self.thread is not None
         self.waiting.put(None)
         self.thread.join()
         if error is None:

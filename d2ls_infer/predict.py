@@ -70,6 +70,11 @@ COMPRESSING = 4
 """Threads that compress a map where the network does not need the cores: one is slower than a network on a GPU."""
 
 
+def most_waiting(device: torch.device) -> int:
+    """Pieces of finished rows made on a device that may wait for a thread beside the network."""
+    return WRITTEN_BEHIND if device.type == "cpu" else DEVICE_WRITTEN_BEHIND
+
+
 @dataclass(frozen=True)
 class PredictResult:
     """What came of one scene.
@@ -320,7 +325,7 @@ def map_scene(
                 keeper.give(Finished.of(finished.first, finished.values()))
 
     keep = journal.add if journal else lambda _: None
-    with Behind(keep, WRITTEN_BEHIND) as keeper:
+    with Behind(keep, most_waiting(job.device)) as keeper:
         empty = finish_rows(job, options, write, watch=watch, known=known, seeing=outputs.seeing, progress=progress)
     warn_of_clipping(scene)
     if empty == len(grid):
@@ -389,8 +394,7 @@ def finish_rows(
             write(rows)
 
     # Closed before the scene is, whatever happens: what reads ahead reads it.
-    waiting = WRITTEN_BEHIND if job.device.type == "cpu" else DEVICE_WRITTEN_BEHIND
-    with closing(ahead(read(), batch_size + 1)) as tiles, Behind(write_handed, waiting) as writer:
+    with closing(ahead(read(), batch_size + 1)) as tiles, Behind(write_handed, most_waiting(job.device)) as writer:
         blended = blend(
             score,
             counted(tiles, len(starts) * len(grid.col_starts), progress),

@@ -32,8 +32,9 @@ TERMS = (
 )  # fmt: skip
 """The weighted sum of the loss and its terms; the last is there only where it is asked for."""
 
+BACKBONE = "encoder.backbone."
 INTERACTOR = ("decoder.blocks.", "decoder.final_attention.", "decoder.final_norm.")
-"""How the names of the interactor's parameters begin."""
+"""How the names of the parameters of either begin."""
 
 
 class D2LSModule(pl.LightningModule):
@@ -191,12 +192,9 @@ def replayed(step: Step, pixels: Tensor, target: Tensor, pool: Any) -> Callable[
 
 def parameter_groups(network: D2LS, config: TrainConfig) -> list[dict[str, Any]]:
     """The backbone, the interactor with its last attention, and the rest, each with its own learning rate."""
-    backbone: nn.Module = network.encoder.backbone
-    groups: tuple[list[nn.Parameter], ...] = list(backbone.parameters()), [], []
-    known = {id(parameter) for parameter in groups[0]}
+    groups: tuple[list[nn.Parameter], ...] = [], [], []
     for name, parameter in network.named_parameters():
-        if id(parameter) not in known:
-            groups[1 if name.startswith(INTERACTOR) else 2].append(parameter)
+        groups[0 if name.startswith(BACKBONE) else 1 if name.startswith(INTERACTOR) else 2].append(parameter)
     rates = config.backbone_rate, config.interactor_rate, 1.0
     return [
         {"params": group, "lr": config.learning_rate * rate} for group, rate in zip(groups, rates, strict=True) if group
