@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -144,6 +145,12 @@ CAPTURING = threading.Lock()
 """torch makes one CUDA graph at a time in a process."""
 
 
+@cache
+def capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all graphs of a device: cuBLAS keeps a workspace, 32 MiB on an H200, for every stream it was used in."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
 class Capture:
     """Makes CUDA graphs on the device of the pixels.
 
@@ -152,7 +159,6 @@ class Capture:
     """
 
     def __init__(self) -> None:
-        self.stream: torch.cuda.Stream | None = None
         self.done: Any = None
         self.latest: torch.cuda.CUDAGraph | None = None  # their memory is there as long as one of them is
 
@@ -160,18 +166,17 @@ class Capture:
         """What replays a network for one shape. Raises RuntimeError where that fails, or gives something else."""
         device = pixels.device
         with CAPTURING, torch.cuda.device(device):
-            if self.stream is None:
-                self.stream, self.done = torch.cuda.Stream(), torch.cuda.Event()  # type: ignore[no-untyped-call]
+            stream, self.done = capture_stream(device), self.done or torch.cuda.Event()  # type: ignore[no-untyped-call]
             given, graph = pixels.clone(), torch.cuda.CUDAGraph()
             pool = None if self.latest is None else self.latest.pool()
-            self.stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self.stream):
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
                 # What the network or torch keeps must be there before: made in a graph, it would be the graph's.
                 expected = network(given)
                 # Other threads may go on with their work on the device in the meantime.
-                with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
+                with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                     found: Tensor = network(given)
-            torch.cuda.current_stream().wait_stream(self.stream)
+            torch.cuda.current_stream().wait_stream(stream)
         # The graph reads them where they are now, and the network forgets them one day.
         kept = [list(getattr(module, "positions", {}).values()) for module in network.modules()]
         done = self.done

@@ -363,11 +363,14 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The type the network's products run in. "auto": bfloat16 on CUDA devices that have it, else float32."""
+    """The type the network's products run in. "auto": float16 on CUDA devices with units for it, else float32.
+
+    It takes no longer than bfloat16 there, and far fewer labels differ from those of float32.
+    """
     if precision not in PRECISIONS:
         raise UsageError(f"unknown precision {precision!r}; known are {', '.join(PRECISIONS)}")
     if precision != "auto":
         dtype: torch.dtype = getattr(torch, precision)
         return dtype
-    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if fast else torch.float32
+    fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
+    return torch.float16 if fast else torch.float32

@@ -399,6 +399,17 @@ def test_a_precision_is_a_type(precision: str, dtype: torch.dtype) -> None:
     assert choose_dtype(precision, torch.device("cpu")) == dtype
 
 
+@pytest.mark.parametrize(
+    ("capability", "dtype"), [((6, 1), torch.float32), ((7, 0), torch.float16), ((12, 0), torch.float16)]
+)
+def test_a_cuda_device_with_units_for_it_takes_half_precision(
+    capability: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert choose_dtype("auto", torch.device("cuda:1")) == dtype
+    assert choose_dtype("bfloat16", torch.device("cuda:1")) == torch.bfloat16
+
+
 @pytest.mark.parametrize("precision", ["", "half", "float64", "int8", "nn"])
 def test_an_unknown_precision_is_told_with_the_known(precision: str) -> None:
     with pytest.raises(UsageError, match=r"unknown precision.*auto, float32, bfloat16, float16"):

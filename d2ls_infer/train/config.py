@@ -14,7 +14,7 @@ from d2ls_infer.nn import D2LSConfig
 
 NOT_BELOW_0 = (
     "crops_per_epoch", "warmup_steps", "weight_decay", "clip_norm", "jitter", "seed", "backbone_rate",
-    "interactor_rate", "dynamic_weight", "static_weight", "contrastive_weight", "consistency",
+    "interactor_rate", "drop_path", "dynamic_weight", "static_weight", "contrastive_weight", "consistency",
 )  # fmt: skip
 
 
@@ -33,6 +33,8 @@ class TrainConfig:
     averages (0.995) where an epoch has fewer than 1,000 steps.
     quiet_start: whether those attentions give nothing at first, so that image and dictionary begin as they come and
     learn to query each other; a model to start from has learnt that already.
+    drop_path: how often the last residual branch of the backbone is left out of a step (stochastic depth); the first
+    never, those between in proportion; 0 leaves it to timm, which does so for few backbones.
     Crops: side `crop` in pixels, a multiple of 32; `scales`, the range of the random magnification; `mosaic`, how often
     a crop is put together from four; `balance`, how often it is placed on a class drawn with all classes alike, which
     shows rare ones more often; `jitter`, the largest change of contrast (a factor) and of brightness (in standard
@@ -60,6 +62,7 @@ class TrainConfig:
     backbone_rate: float = 1.0
     interactor_rate: float = 1.0
     quiet_start: bool = False
+    drop_path: float = 0.0
     final_learning_rate: float = 1e-6
     warmup_steps: int = 0
     weight_decay: float = 0.01
@@ -110,6 +113,7 @@ class TrainConfig:
         try_crop = f"is a multiple of 32; try {max(32, round(self.crop / 32) * 32)}"
         check(self.crop % 32 == 0, "crop", try_crop, self.crop)
         check(not self.consistency or self.crop >= 64, "crop", "is at least 64 with consistency", self.crop)
+        check(self.drop_path < 1, "drop_path", "is below 1", self.drop_path)
         low, high = self.scales
         check(0 < low <= high < math.inf, "scales", "go from a lower to a higher factor", list(self.scales))
         for name in ("mosaic", "balance", "turn", "clouds", "shared_dictionary"):

@@ -33,7 +33,7 @@ from d2ls_infer.train.curves import Curves, draw
 from d2ls_infer.train.data import CropDataModule, normalisation, sky_over, steps_per_epoch
 from d2ls_infer.train.module import D2LSModule
 from d2ls_infer.train.pool import ImagePool, without_gaps
-from d2ls_infer.train.start import adopt, load_backbone, quieten
+from d2ls_infer.train.start import adopt, drop_paths, load_backbone, quieten
 from d2ls_infer.weights import WeightsFile, find_weights, load_network, save_weights, warn_of_terms
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ PROTOCOL = "25 % overlap, Hann blending, no test-time augmentation, float32, sco
 IDLE_WARNINGS = (
     "Checkpoint directory .* exists and is not empty",  # the run's settings lie there
     "The '.*_dataloader' does not have many workers",  # the validation's loader gives numbers only
+    "The AccumulateGrad node's stream does not match",  # torch's own graphs of a step are made in a stream of theirs
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own use of torch
 )
 """What Lightning warns of and a user of this command can do nothing about."""
@@ -120,6 +121,8 @@ def train(
         load_backbone(network, backbone_file)
     if config.quiet_start and source is None:
         quieten(network)
+    if config.drop_path:
+        drop_paths(network.encoder.backbone, config.drop_path)
     pool = ImagePool(lambda index: without_gaps(*images[index].read(bands)), len(images))
     about = describe(dataset, config, pool, bands=bands, value_range=value_range, start=source.name if source else None)
     sky_over(pool, config, about)  # raises before anything is written

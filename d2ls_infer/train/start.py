@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from d2ls_infer.errors import MissingFileError, UsageError
@@ -51,6 +52,24 @@ def quieten(network: D2LS) -> None:
         if isinstance(part, Attention):
             nn.init.zeros_(part.out.weight)
             nn.init.zeros_(part.out.bias)
+
+
+def drop_paths(backbone: nn.Module, rate: float) -> None:
+    """Let a timm backbone leave out residual branches while it is trained, the last one at `rate`, the first never.
+
+    Stochastic depth (Huang et al., 2016), by timm's linear rule. Raises UsageError for a backbone without branches.
+    """
+    names = ("drop_path", "drop_path1", "drop_path2")  # as timm's blocks call the place for it
+    places = [
+        [(block, name) for name in names if isinstance(getattr(block, name, None), nn.Identity | DropPath)]
+        for block in backbone.modules()
+    ]
+    blocks = [places_of_block for places_of_block in places if places_of_block]
+    if not blocks:
+        raise UsageError("drop_path: this backbone has no residual branches that could be left out")
+    for index, block in enumerate(blocks):
+        for module, name in block:
+            setattr(module, name, DropPath(rate * index / max(1, len(blocks) - 1)).train(module.training))
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ from d2ls_infer.segmenter import D2LSSegmenter
 from d2ls_infer.train import RunOptions, TrainConfig, read_config
 from d2ls_infer.train.pool import ImagePool
 from d2ls_infer.train.run import describe, fit, network_config
-from d2ls_infer.train.start import load_backbone, quieten
+from d2ls_infer.train.start import drop_paths, load_backbone, quieten
 
 SMALL = TrainConfig(
     backbone="tf_efficientnet_lite0",
@@ -130,7 +130,7 @@ def without_interactor(config: D2LSConfig) -> D2LS:
 
 ONE_BRANCH = {"static_weight": 0.0}
 VARIANTS: dict[str, tuple[Callable[[D2LSConfig], D2LS], dict[str, Any]]] = {
-    "linear head, no dictionary": (LinearHead, ONE_BRANCH | {"contrastive_weight": 0.0}),
+    "linear head, no dictionary": (LinearHead, ONE_BRANCH | {"contrastive_weight": 0.0, "shared_dictionary": 0.0}),
     "static loss only": (StaticBranch, ONE_BRANCH | {"contrastive_weight": 0.0}),
     "dynamic loss only": (DynamicBranch, ONE_BRANCH),
     "both, without contrastive loss": (D2LS, {"contrastive_weight": 0.0}),
@@ -182,6 +182,8 @@ def measure(name: str, variant: str, seed: int, arguments: argparse.Namespace) -
     load_backbone(network, arguments.backbone)
     if config.quiet_start:
         quieten(network)
+    if config.drop_path:
+        drop_paths(network.encoder.backbone, config.drop_path)
     about = describe(dataset, config, pool, bands=bands, value_range=dataset.value_range, start=None)
     run = arguments.output / "run"
     shutil.rmtree(run, ignore_errors=True)

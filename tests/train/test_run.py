@@ -336,6 +336,18 @@ def test_a_quiet_start_is_for_runs_that_start_from_no_model(
     assert all(value.any() for value in further)
 
 
+def test_branches_are_left_out_of_a_run(
+    toys: Path, toy_dataset: Dataset, make_config: MakeConfig, backbone_file: Path, tmp_path: Path
+) -> None:
+    def learnt(rate: float) -> dict[str, Tensor]:
+        config = make_config(epochs=1, drop_path=rate)
+        return load_file(begin(toys, toy_dataset, config, tmp_path / str(rate), val=None, backbone_file=backbone_file))
+
+    whole, thinned = learnt(0.0), learnt(0.9)
+    assert whole.keys() == thinned.keys()
+    assert not torch.equal(whole["dictionary.static"], thinned["dictionary.static"])
+
+
 def test_a_run_is_not_written_over(
     trained: Path, toys: Path, toy_dataset: Dataset, make_config: MakeConfig, backbone_file: Path, tmp_path: Path
 ) -> None:

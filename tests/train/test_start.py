@@ -11,13 +11,14 @@ import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from timm.layers import DropPath
 from timm.models import adapt_input_conv
 from torch import Tensor
 
 from d2ls_infer.errors import MissingFileError, UsageError
 from d2ls_infer.labels import LabelMap
 from d2ls_infer.nn import D2LS, D2LSConfig
-from d2ls_infer.train.start import adapt_bands, adopt, load_backbone, quieten
+from d2ls_infer.train.start import adapt_bands, adopt, drop_paths, load_backbone, quieten
 
 BACKBONE = "mobilenetv3_small_050"
 STEM = "encoder.backbone.conv_stem.weight"
@@ -60,6 +61,28 @@ def test_a_quiet_interactor_learns_to_speak() -> None:
 
 
 # Backbones
+
+
+@pytest.mark.parametrize(
+    ("backbone", "places"), [(BACKBONE, 1), ("test_convnext", 1), ("swin_tiny_patch4_window7_224", 2)]
+)
+def test_later_branches_are_left_out_more_often_and_none_of_a_trained_network(backbone: str, places: int) -> None:
+    network = make_network(backbone, num_classes=2).encoder.backbone.eval()
+    pixels = torch.randn(1, 3, 224, 224)
+    before = network(pixels)
+    drop_paths(network, 0.3)
+    rates = [part.drop_prob for part in network.modules() if isinstance(part, DropPath)]
+    blocks = len(rates) // places
+    assert rates == pytest.approx([0.3 * (index // places) / (blocks - 1) for index in range(len(rates))])
+    assert blocks > 3
+    assert all(map(torch.equal, network(pixels), before))
+    network.train()
+    assert not torch.equal(network(pixels)[-1], network(pixels)[-1])
+
+
+def test_a_backbone_without_branches_cannot_leave_any_out() -> None:
+    with pytest.raises(UsageError, match="drop_path: this backbone has no residual branches"):
+        drop_paths(make_network("vgg11").encoder.backbone, 0.1)
 
 
 def test_backbone_takes_the_classifiers_weights(backbone_file: Path) -> None:
