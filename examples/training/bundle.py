@@ -48,7 +48,8 @@ MODELS = {
         summary="urban orthophotos, 9 cm, near infrared, red, green",
         score="mean F1",
         license=ISPRS_LICENSE,
-        imagery="ISPRS Vaihingen true orthophotos (near infrared, red, green, 9 cm)",
+        imagery="ISPRS Vaihingen true orthophotos (near infrared, red, green, 9 cm), and 600 patches of ISPRS Potsdam "
+        "with a near infrared that was made up",
         trained_on="tiles A and C",
         and_on="tile D",
         measured_on="tile D",

@@ -11,7 +11,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from timm.layers import DropPath
+from timm.layers.drop import DropPath
 from timm.models import adapt_input_conv
 from torch import Tensor
 
