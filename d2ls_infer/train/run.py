@@ -121,21 +121,16 @@ def train(
         load_backbone(network, backbone_file)
     if config.quiet_start and source is None:
         quieten(network)
-    if config.drop_path:
-        drop_paths(network.encoder.backbone, config.drop_path)
     pool = ImagePool(lambda index: without_gaps(*images[index].read(bands)), len(images))
     about = describe(dataset, config, pool, bands=bands, value_range=value_range, start=source.name if source else None)
     sky_over(pool, config, about)  # raises before anything is written
     trainer = fit(network, about, pool, validation, config, options, left_out=dataset.left_out)
 
     if trainer.is_global_zero:
-        state = halved(weights_of(network.cpu()))
-        save_weights(file, state, about)
-        if validation:  # what was written is measured, and written again with the numbers
-            split = f"{validated_on}, {len(validation)} image{'s' * (len(validation) > 1)}"
-            device = str(trainer.strategy.root_device)
-            metrics = measure(file, validation, split=split, left_out=dataset.left_out, device=device)
-            save_weights(file, state, replace(about, metrics=metrics))
+        state, device = halved(weights_of(network.cpu())), str(trainer.strategy.root_device)
+        save_measured(
+            file, state, about, validation, measured_on=validated_on, left_out=dataset.left_out, device=device
+        )
     return file
 
 
@@ -151,8 +146,10 @@ def fit(
 ) -> pl.Trainer:
     """Train a network in place; the folder gets the run's settings, its checkpoint and its curves.
 
-    Raises D2LSError where the run was interrupted.
+    Raises D2LSError where the run was interrupted, UsageError for settings that the network cannot have.
     """
+    if config.drop_path:
+        drop_paths(network.encoder.backbone, config.drop_path)
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / CONFIG).write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
     curves = Curves(options.output)
@@ -318,6 +315,24 @@ def describe(
 def halved(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors in float16, but for those whose rounding would show."""
     return {key: value if key.endswith(IN_FLOAT32) else value.half() for key, value in state.items()}
+
+
+def save_measured(
+    file: Path,
+    state: dict[str, Tensor],
+    about: ModelDescription,
+    images: Sequence[LabelledImage],
+    *,
+    measured_on: str,
+    left_out: tuple[int, ...],
+    device: str = "auto",
+) -> None:
+    """Write a weights file; what was written is measured, if there are images, and written again with the numbers."""
+    save_weights(file, state, about)
+    if images:
+        split = f"{measured_on}, {len(images)} image{'s' * (len(images) > 1)}"
+        metrics = measure(file, images, split=split, left_out=left_out, device=device)
+        save_weights(file, state, replace(about, metrics=metrics))
 
 
 def measure(

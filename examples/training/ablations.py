@@ -34,7 +34,7 @@ from d2ls_infer.segmenter import D2LSSegmenter
 from d2ls_infer.train import RunOptions, TrainConfig, read_config
 from d2ls_infer.train.pool import ImagePool
 from d2ls_infer.train.run import describe, fit, network_config
-from d2ls_infer.train.start import drop_paths, load_backbone, quieten
+from d2ls_infer.train.start import load_backbone, quieten
 
 SMALL = TrainConfig(
     backbone="tf_efficientnet_lite0",
@@ -182,8 +182,6 @@ def measure(name: str, variant: str, seed: int, arguments: argparse.Namespace) -
     load_backbone(network, arguments.backbone)
     if config.quiet_start:
         quieten(network)
-    if config.drop_path:
-        drop_paths(network.encoder.backbone, config.drop_path)
     about = describe(dataset, config, pool, bands=bands, value_range=dataset.value_range, start=None)
     run = arguments.output / "run"
     shutil.rmtree(run, ignore_errors=True)

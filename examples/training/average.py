@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 from d2ls_infer.datasets import find_dataset
-from d2ls_infer.train.run import measure
-from d2ls_infer.weights import read_description, save_weights
+from d2ls_infer.train.run import save_measured
+from d2ls_infer.weights import read_description
 
 
 def main() -> None:
@@ -37,15 +37,13 @@ def main() -> None:
         for key, value in states[0].items()
     }
     description = replace(read_description(arguments.files[0]), metrics=())
+    dataset = find_dataset(arguments.dataset) if arguments.dataset else None
+    images = dataset.images(arguments.root, arguments.split) if dataset else []
+    left_out = dataset.left_out if dataset else ()
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    save_weights(arguments.output, mean, description)
-    if arguments.dataset:
-        dataset = find_dataset(arguments.dataset)
-        images = dataset.images(arguments.root, arguments.split)
-        split = f"{arguments.split}, {len(images)} image{'s' * (len(images) > 1)}"
-        metrics = measure(arguments.output, images, split=split, left_out=dataset.left_out)
-        save_weights(arguments.output, mean, replace(description, metrics=metrics))
-        print(*(f"{metric.name} {metric.value}" for metric in metrics), sep="\n")
+    save_measured(arguments.output, mean, description, images, measured_on=arguments.split, left_out=left_out)
+    for metric in read_description(arguments.output).metrics:
+        print(metric.name, metric.value)
 
 
 if __name__ == "__main__":

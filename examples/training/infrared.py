@@ -21,6 +21,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from d2ls_infer.datasets import find_dataset
+from d2ls_infer.labels import NODATA
 
 PLANTS = (2, 3)
 """Low vegetation and tree."""
@@ -76,7 +77,7 @@ def pixels_of(root: Path, step: int) -> tuple[np.ndarray, np.ndarray]:
     pixels, classes = [], []
     for image in find_dataset(root.name).images(root, "train"):
         values, mask = image.read()
-        known = mask.ravel()[::step] != 255
+        known = mask.ravel()[::step] != NODATA
         pixels.append(values.reshape(3, -1).T[::step][known].astype(float))
         classes.append(mask.ravel()[::step][known])
     return np.concatenate(pixels), np.concatenate(classes)
@@ -86,16 +87,13 @@ class Likeness:
     """(H, W, 3) red, green, blue with classes (H, W) -> (H, W, 3) uint8 near infrared, red, green."""
 
     def __init__(self, pixels: np.ndarray, classes: np.ndarray, other: np.ndarray, other_classes: np.ndarray) -> None:
-        self.curves = [  # of plants, of all else; each for red and green
-            [
-                (np.quantile(source[:, band], SHARES), np.quantile(target[:, band + 1], SHARES))
-                for band in (0, 1)
-                for source, target in [
-                    (other[np.isin(other_classes, PLANTS) == plants], pixels[np.isin(classes, PLANTS) == plants])
-                ]
-            ]
-            for plants in (False, True)
-        ]
+        self.curves = []  # of all else, of plants; each for red and green
+        for plants in (False, True):
+            source = other[np.isin(other_classes, PLANTS) == plants]
+            target = pixels[np.isin(classes, PLANTS) == plants]
+            self.curves.append(
+                [(np.quantile(source[:, band], SHARES), np.quantile(target[:, band + 1], SHARES)) for band in (0, 1)]
+            )
         lines = []
         for index in range(6):
             infrared, *seen = pixels[classes == index].T
@@ -111,7 +109,7 @@ class Likeness:
             + plants * np.interp(image[..., band], *self.curves[1][band])
             for band in (0, 1)
         )
-        of_pixels = self.lines[np.where(mask == 255, 0, mask)]  # (H, W, 4)
+        of_pixels = self.lines[np.where(mask == NODATA, 0, mask)]  # (H, W, 4); what has no label may look like anything
         level, by_red, by_green, spread = (gaussian_filter(of_pixels[..., term], SOFT) for term in range(4))
         noise = sum(gaussian_filter(rng.normal(size=mask.shape), size) * size * weight for size, weight in NOISE)
         noise = noise / noise.std() * rng.uniform(0.4, 0.9)
