@@ -87,10 +87,13 @@ def test_workers_that_are_killed_at_random_moments(
                     if kept(folder) == before:  # so that some rows are made between two of them
                         continue
                     ended.wait(random.uniform(0, 1))
-                    with suppress(OSError):  # none is there just now
+                    pids: list[int] = []
+                    with suppress(OSError):  # one was lost while it was asked
                         pids = processes(client)
-                        os.kill(pids[random.integers(len(pids))], signal.SIGKILL)
-                        kills += 1
+                    if pids:  # else both are being started anew
+                        with suppress(ProcessLookupError):
+                            os.kill(pids[random.integers(len(pids))], signal.SIGKILL)
+                            kills += 1
                     before = kept(folder)
 
             killer = threading.Thread(target=kill)
