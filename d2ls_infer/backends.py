@@ -332,6 +332,7 @@ def fastest_backend(make: Callable[[str], Run], pixels: Tensor, dtype: torch.dty
     if known.get(key) in candidates:
         log.info("backend %s, as measured before (%s)", known[key], file)
         return known[key]
+    log.warning("measuring which backend is the fastest here, once: %s; that may take minutes", ", ".join(candidates))
     seconds = {}
     for backend in candidates:
         try:

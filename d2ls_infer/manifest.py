@@ -366,7 +366,8 @@ def read_manifest(path: Path, *, folder: Path | None = None) -> Manifest:
         entries = tuple(WeightsEntry.from_dict(item, folder=folder) for item in reader.take("models", list))
         reader.finish()
     except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{path}: {error}") from error
+        kind = "not JSON: " if isinstance(error, json.JSONDecodeError) else ""
+        raise WeightsError(f"{path}: {kind}{error}") from error
     names = [name.lower() for entry in entries for name in (entry.name, *entry.aliases)]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise WeightsError(f"{path}: names stand twice: {', '.join(twice)[:200]}")

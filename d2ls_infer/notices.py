@@ -37,7 +37,16 @@ def warn_of_type(scene: Scene) -> None:
 
 
 def warn_of_bands(scene: Scene, names: Sequence[str], *, chosen: bool) -> None:
-    """Say it when nobody chose the bands and the file marks one as another colour than the model takes it for."""
+    """Say it when nobody chose the bands, and the file has more than the model takes and marks none, or marks one as
+    another colour than the model takes it for.
+    """
+    image = [mark for mark in scene.marks if mark != "alpha"]
+    if not chosen and len(image) > len(names) and not any(image):
+        log.warning(
+            "%s has %d bands and does not say what they show; taken is %s. If that is wrong, give --bands",
+            scene.path, len(image),
+            ", ".join(f"band {band} as {name}" for band, name in zip(scene.bands, names, strict=True)),
+        )  # fmt: skip
     wrong = [
         f"band {band} is marked {mark} and taken as {name}"
         for band, mark, name in zip(scene.bands, scene.band_marks(), names, strict=True)

@@ -358,7 +358,8 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # a meta tensor has no value
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        raise UsageError(f"device {name!r} is not there: {str(error).splitlines()[0]}; try auto or cpu") from error
+        reason = str(error).splitlines()[0].partition(". ")[0]
+        raise UsageError(f"device {name!r} is not there: {reason}; try auto or cpu") from error
     return device
 
 

@@ -72,7 +72,13 @@ def find_weights(
             graph = GraphFile.of(path)
             return WeightsFile(path.stem, path, graph.description, graph.sha256)
         if kind == "file":
-            return WeightsFile(path.stem, path, read_description(path), file_sha256(path))
+            try:
+                return WeightsFile(path.stem, path, read_description(path), file_sha256(path))
+            except WeightsError as error:
+                if path.suffix == ".safetensors":
+                    raise
+                kinds = "a model is a .safetensors file, or an .onnx or .xml that `d2ls export` wrote"
+                raise UsageError(f"{error}; {kinds}") from error
     reference = hub.parse_reference(text) if isinstance(name_or_path, str) else None
     if reference is not None and not (path.suffix == ".safetensors" and ":" not in text):
         try:

@@ -629,6 +629,12 @@ def test_real_scenes_are_mapped_pixel_by_pixel(
         ),
         (("gray", "undefined", "undefined"), ("near infrared", "red", "green"), ""),
         (("red", "green", "blue"), ("vv", "vh", "slope"), ""),
+        (
+            ("gray", "undefined", "undefined", "undefined"),
+            ("near infrared", "red", "green"),
+            "has 4 bands and does not say what they show; taken is band 1 as near infrared, band 2 as red, band 3 as",
+        ),
+        (("gray", "undefined", "undefined", "alpha"), ("near infrared", "red", "green"), ""),
     ],
 )
 def test_bands_marked_as_other_colours_are_told_unless_they_were_chosen(
@@ -641,7 +647,9 @@ def test_bands_marked_as_other_colours_are_told_unless_they_were_chosen(
     names: tuple[str, ...],
     warned: str,
 ) -> None:
-    path = write_raster(tmp_path / "scene.tif", pixels(3, 8, 8))
+    array = pixels(len(interpretation), 8, 8)
+    array[3:] = 255
+    path = write_raster(tmp_path / "scene.tif", array)
     with rasterio.open(path, "r+") as dataset:
         dataset.colorinterp = [rasterio.enums.ColorInterp[name] for name in interpretation]
     model = fakes.PerPixel()

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @options.offline
 @click.option("--split", default=None, help="train, val, test or all.  [default: test if it is labelled, else val]")
 @options.classes
+@options.folder
 @options.tiles
 @options.tta
 @options.device
@@ -48,6 +49,11 @@ def evaluate(
     offline: bool,
     split: str | None,
     classes: Path | None,
+    bands: tuple[str, ...] | None,
+    value_range: tuple[float, float] | None,
+    fraction: float | None,
+    column: str | None,
+    background: str | None,
     tile_size: int | None,
     overlap: str,
     blend: str,
@@ -67,13 +73,26 @@ def evaluate(
     Means leave out the classes that the benchmark leaves out (clutter for ISPRS). Where a set has labels without class
     boundaries too (ISPRS), both are counted in one pass.
     """
-    from d2ls_infer.datasets import check_server
+    from d2ls_infer.datasets import check_server, find_dataset
     from d2ls_infer.weights import find_weights
 
-    data = options.open_dataset(dataset, classes)
+    if dataset != "folder" or classes is None:
+        find_dataset(dataset)  # what it lacks is told before the model's file is read
+    elif model is None:
+        raise UsageError("--dataset folder wants --model, a name or a weights file")
+    weights = find_weights(model or dataset, offline=offline, manifest=manifest)
+    data = options.open_dataset(
+        dataset,
+        classes,
+        weights.description,
+        bands=bands,
+        value_range=value_range,
+        fraction=fraction,
+        column=column,
+        background=background,
+    )
     if submission is not None:
         check_server(data)
-    weights = find_weights(model or dataset, offline=offline, manifest=manifest)
     for folder in (report, submission):
         check_folder(folder, overwrite=overwrite)
     images, split = find_images(data, root or Path("data") / dataset, split, labelled=submission is None)
@@ -107,6 +126,7 @@ def evaluate(
         "model": weights.name,
         "sha256": weights.sha256,
         **({"reference": weights.reference} if weights.hub else {}),
+        "training_data": weights.description.training_data,
         "split": split,
         "protocol": f"tiles of {tile_size or segmenter.tile_size} px, overlap {overlap}, blending {blend}, "
         f"dictionary {dictionary}, test-time augmentation {tta}, "
@@ -168,6 +188,8 @@ def show(summary: dict[str, Any], result: Evaluation) -> str:
     """The scores as tables for a terminal."""
     about = summary["about"]
     lines = [f"{about['dataset']}, split {about['split']}, {about['images']} images; {about['protocol']}"]
+    if about.get("training_data"):
+        lines.append(f"{about['model']} was trained on {about['training_data']}")
     for title, scores in (("all labels", summary["full"]), ("eroded labels", summary["eroded"])):
         if scores is None:
             continue

@@ -97,10 +97,31 @@ def described(entry: WeightsEntry) -> dict[str, Any]:
 def show(name: str, manifest: Path | None, as_json: bool) -> None:
     """Tell all that is known of a model.
 
-    Of NAME, in the manifest: classes, bands, scores and how they were measured, licence, where its file is.
+    Of NAME, in the manifest or a weights file: classes, bands, scores and how they were measured, licence, where its
+    file is.
     """
-    entry = load_manifest(manifest).find(name)
+    entry = entry_of_file(Path(name)) if Path(name).is_file() else load_manifest(manifest).find(name)
     click.echo(json.dumps(described(entry), indent=2) if as_json else sheet(entry))
+
+
+def entry_of_file(path: Path) -> WeightsEntry:
+    """A weights file, or an exported model, as an entry that no manifest has."""
+    from d2ls_infer.weights import find_weights
+
+    weights = find_weights(path)
+    return WeightsEntry(
+        name=weights.name,
+        aliases=(),
+        summary="",
+        file=path.name,
+        hub=None,
+        sha256=weights.sha256,
+        size=path.stat().st_size,
+        num_params=None,
+        unpublished=None,
+        description=weights.description,
+        folder=path.resolve().parent,
+    )
 
 
 def sheet(entry: WeightsEntry) -> str:
@@ -113,7 +134,7 @@ def sheet(entry: WeightsEntry) -> str:
         return table(["", ""], [fact for fact in facts if fact[1]]).strip("\n")
     low, high = about.value_range
     facts += [
-        ("size", f"{entry.size} bytes, {entry.num_params} parameters"),
+        ("size", f"{entry.size} bytes" + (f", {entry.num_params} parameters" if entry.num_params else "")),
         ("network", ", ".join(f"{key} {value}" for key, value in about.config.items())),
         ("bands", ", ".join(about.bands)),
         ("values", f"{low:g} to {high:g}"),

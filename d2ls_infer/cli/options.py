@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from d2ls_infer.errors import UsageError
 
 if TYPE_CHECKING:
     from d2ls_infer.datasets import Dataset
+    from d2ls_infer.manifest import ModelDescription
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -104,8 +106,55 @@ tta = click.option(
     help="Test-time augmentation: the mean over several views of each tile.",
 )
 classes = click.option(
-    "--classes", type=click.Path(path_type=Path), help="Class names, one a line; for --dataset folder."
+    "--classes",
+    type=click.Path(path_type=Path),
+    help="For --dataset folder: its classes, a line each: NAME or NAME,#rrggbb.",
 )
+
+
+def folder(command: Command) -> Command:
+    """--bands, --value-range, --fraction, --column and --background: what a folder of one's own holds."""
+    own = "For --dataset folder"
+    for option in (
+        click.option(
+            "--background", metavar="CLASS", help=f"{own} with polygons: the class between them; else that is ignored."
+        ),
+        click.option("--column", help=f"{own} with polygons: where the class stands.  [default: class]"),
+        click.option("--fraction", type=float, help=f"{own} without split files: to measure on.  [default: 0.2]"),
+        click.option(
+            "--value-range", metavar="MIN,MAX", callback=read_range,
+            help=f"{own}: of the images' values.  [default: the model's, else 0,255]",
+        ),
+        click.option(
+            "--bands", metavar="NAMES", callback=read_bands,
+            help=f"{own}: the images' bands.  [default: the model's, else red,green,blue]",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def read_bands(context: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...] | None:
+    """ "red, green" -> ("red", "green")."""
+    if text is None:
+        return None
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names) or len(set(names)) < len(names):
+        raise UsageError(f"--bands are names with commas between, each its own; got {text!r}")
+    return names
+
+
+def read_range(context: click.Context, option: click.Parameter, text: str | None) -> tuple[float, float] | None:
+    """ "0,10000" -> (0.0, 10000.0)."""
+    if text is None:
+        return None
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        raise UsageError(f"--value-range is MIN,MAX such as 0,10000; got {text!r}") from None
+    if not -math.inf < low < high < math.inf:
+        raise UsageError(f"--value-range goes from a lower to a higher number, got {text!r}")
+    return low, high
 
 
 def outputs(command: Command) -> Command:
@@ -210,16 +259,20 @@ def progress_bar(title: str, *, unit: str, quiet: bool) -> Iterator[Callable[[in
         yield update
 
 
-def open_dataset(name: str, classes: Path | None, **settings: Any) -> Dataset:
+def open_dataset(name: str, classes: Path | None, model: ModelDescription | None = None, **settings: Any) -> Dataset:
     """A benchmark by name, or a folder with classes and other `settings` of its own; those that are None count not.
 
+    model: says a folder's bands, the range of its values and the colours of its classes, where nobody else does.
     Raises UsageError for classes or settings beside a benchmark, and for a folder without classes.
     """
     from d2ls_infer.datasets import find_dataset, folder_dataset, read_classes
 
     settings = {key: value for key, value in settings.items() if value is not None}
     if name == "folder" and classes is not None:
-        return folder_dataset(read_classes(classes), **settings)
+        if model is None:
+            return folder_dataset(read_classes(classes), **settings)
+        settings = {"bands": model.bands, "value_range": model.value_range} | settings
+        return folder_dataset(read_classes(classes, like=model.labels), **settings)
     dataset = find_dataset(name)
     if classes is not None or settings:
         given = ["--classes"] * (classes is not None)

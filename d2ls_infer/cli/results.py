@@ -102,9 +102,10 @@ def summary(result: PredictResult) -> str:
     """Where the map is, how long it took, and the areas of its classes."""
     if result.was_there:
         return f"{result.output}  (was there)"
-    total_m2 = sum(area.area_m2 or 0 for area in result.areas)
+    from d2ls_infer.outputs.areas import area_unit
+
     known = all(area.area_m2 is not None for area in result.areas)
-    unit, size_m2 = ("km2", 1e6) if total_m2 >= 1e7 else ("ha", 1e4)
+    unit, size_m2 = area_unit(result.areas)
     rows = [
         [area.name, f"{(area.area_m2 or 0) / size_m2:,.2f}" if known else f"{area.pixels:,}", f"{100 * area.share:.1f}"]
         for area in result.areas
@@ -113,4 +114,4 @@ def summary(result: PredictResult) -> str:
     skipped += f", {result.resumed_rows} rows from an earlier run" if result.resumed_rows else ""
     others = [str(path) for name, path in result.files.items() if name != "classes"]
     lines = [f"{result.output}  ({result.tiles} tiles{skipped}, {result.seconds['total']:.1f} s)", *others]
-    return "\n".join([*lines, table(["class", unit if known else "pixels", "%"], rows, right=(1, 2))])
+    return "\n".join([*lines, table(["class", unit.replace("²", "2") if known else "pixels", "%"], rows, right=(1, 2))])

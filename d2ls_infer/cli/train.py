@@ -19,12 +19,11 @@ from d2ls_infer.errors import UsageError
 @click.option("--split", default="train", show_default=True, help="Images to train on: train, train+val, all.")
 @click.option("--val-split", default="val", show_default=True, help="Images to measure on; none for no measuring.")
 @options.classes
-@click.option("--bands", metavar="NAMES", help="For --dataset folder: the images' bands.  [default: red,green,blue]")
-@click.option("--value-range", metavar="MIN,MAX", help="For --dataset folder: of the values.  [default: 0,255]")
+@options.folder
 @click.option("--gsd", type=float, metavar="METRES", help="For --dataset folder: size of a pixel on the ground.")
-@click.option("--fraction", type=float, help="For --dataset folder without split files: to measure on.  [default: 0.2]")
-@click.option("--column", help="For --dataset folder with polygons: where the class stands.  [default: class]")
-@click.option("--background", metavar="CLASS", help="For --dataset folder with polygons: between them; else ignored.")
+@click.option(
+    "--terms", metavar="LICENCE", help="For --dataset folder: what the weights may be used for, best as SPDX has it."
+)
 @click.option(
     "--config",
     "configs",
@@ -59,12 +58,13 @@ def train(
     split: str,
     val_split: str,
     classes: Path | None,
-    bands: str | None,
-    value_range: str | None,
-    gsd: float | None,
+    bands: tuple[str, ...] | None,
+    value_range: tuple[float, float] | None,
     fraction: float | None,
     column: str | None,
     background: str | None,
+    gsd: float | None,
+    terms: str | None,
     configs: tuple[Path, ...],
     backbone: str | None,
     backbone_weights: Path | None,
@@ -109,12 +109,14 @@ def train(
     data = options.open_dataset(
         dataset,
         classes,
-        bands=None if bands is None else read_bands(bands),
-        value_range=None if value_range is None else read_range(value_range),
+        None if source is None else source.description,
+        bands=bands,
+        value_range=value_range,
         gsd_m=gsd,
         fraction=fraction,
         column=column,
         background=background,
+        terms=terms,
     )
     settings = default_config(dataset)
     for config in configs:
@@ -141,22 +143,3 @@ def train(
         validated_on=val_split,
     )
     click.echo(file)
-
-
-def read_bands(text: str) -> tuple[str, ...]:
-    """ "red, green" -> ("red", "green")."""
-    names = tuple(name.strip() for name in text.split(","))
-    if not all(names) or len(set(names)) < len(names):
-        raise UsageError(f"--bands are names with commas between, each its own; got {text!r}")
-    return names
-
-
-def read_range(text: str) -> tuple[float, float]:
-    """ "0,10000" -> (0.0, 10000.0)."""
-    try:
-        low, high = map(float, text.split(","))
-    except ValueError:
-        raise UsageError(f"--value-range is MIN,MAX such as 0,10000; got {text!r}") from None
-    if not -math.inf < low < high < math.inf:
-        raise UsageError(f"--value-range goes from a lower to a higher number, got {text!r}")
-    return low, high

@@ -50,7 +50,7 @@ DATASETS: Mapping[str, Dataset] = MappingProxyType(
 def find_dataset(name: str) -> Dataset:
     """A benchmark by name. Raises UsageError with the nearest names; for "folder" too, which needs classes."""
     if name == "folder":
-        raise UsageError("the dataset folder needs its classes: --classes FILE, or folder_dataset(read_classes(FILE))")
+        raise UsageError("the dataset folder needs its classes: --classes FILE; in Python it is a `folder_dataset`")
     if name not in DATASETS:
         near = difflib.get_close_matches(name.lower(), DATASETS, n=2)
         hint = f", perhaps {' or '.join(near)} is meant" if near else ""

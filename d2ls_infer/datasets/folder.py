@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -47,14 +48,17 @@ def folder_dataset(
     seed: int = 42,
     column: str = "class",
     background: str | None = None,
+    terms: str = "",
 ) -> Dataset:
     """A dataset of a user's own images and classes.
 
     bands: names of the images' bands in file order; value_range: what their values lie in; gsd_m: metres per pixel.
     Splits are the SPLIT.txt files beside images/. Without any, the share `fraction` of the images is the split "val"
-    and the rest "train"; which, depends on an image's name and the `seed` alone, so that images that are added leave
-    the others where they were. Neighbours should not be split so: list them in files. column, background: of labels
-    that are polygons, the column of the class and the class of the ground between them (else that is ignored).
+    and the rest "train", at least one each; which, depends on an image's name and the `seed` alone, so that images that
+    are added leave the others where they were. Neighbours should not be split so: list them in files. column,
+    background: of labels that are polygons, the column of the class and the class of the ground between them (else
+    that is ignored). terms: of the images, which a model that is trained on them has as its licence.
+
     Raises UsageError for a fraction outside 0 to 1 or a background that is no class.
     """
     if not 0 < fraction < 1:
@@ -70,7 +74,7 @@ def folder_dataset(
         gsd_m=gsd_m,
         splits=SPLITS,
         source="",
-        terms="",
+        terms=terms,
         layouts=(Folder(imagery, Polygons(labels, column, background), fraction, seed),),
     )
 
@@ -102,7 +106,7 @@ class Folder:
         ]
 
     def names(self, root: Path, split: str) -> list[str]:
-        """Names of the images of a split. Raises UsageError where none of them falls to it by chance."""
+        """Names of the images of a split. Raises UsageError where one image alone is to be split by chance."""
         if (root / f"{split}.txt").is_file():
             return read_names(root / f"{split}.txt")
         names = sorted(index_files(root / "images"))
@@ -110,13 +114,14 @@ class Folder:
             return names
         if split not in ("train", "val") or any((root / f"{name}.txt").is_file() for name in SPLITS):
             return []
-        chosen = [name for name in names if (draw(name, self.seed) < self.fraction) == (split == "val")]
-        if names and not chosen:
-            raise UsageError(
-                f"of {len(names)} images in {root} none falls to {split} with a fraction of {self.fraction:g} and seed "
-                f"{self.seed}; take others, or list the names in train.txt and val.txt"
-            )
-        return chosen
+        if len(names) == 1:
+            raise UsageError(f"one image in {root} cannot be split; take --split all and --val-split none")
+        draws = {name: draw(name, self.seed) for name in names}
+        in_turn = sorted(names, key=lambda name: draws[name])
+        measured = sum(value < self.fraction for value in draws.values())
+        measured = min(max(measured, 1), len(names) - 1)  # so that neither is empty
+        chosen = set(in_turn[:measured])
+        return [name for name in names if (name in chosen) == (split == "val")]
 
 
 def draw(name: str, seed: int) -> float:
@@ -124,11 +129,11 @@ def draw(name: str, seed: int) -> float:
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big") / 2**64
 
 
-def read_classes(path: Path) -> LabelMap:
+def read_classes(path: Path, *, like: LabelMap | None = None) -> LabelMap:
     """Classes from a file: a line each, `name` or `name,#rrggbb`; or a JSON list as `LabelMap.to_list` gives it.
 
-    Empty lines and those that begin with # count for nothing. Classes without a colour get one. Raises
-    MissingFileError, and UsageError that names the line.
+    Empty lines and those that begin with # count for nothing. Classes without a colour get that of the class of the
+    same name in `like`, or one of their own. Raises MissingFileError, and UsageError that names the line.
     """
     if not path.is_file():
         raise MissingFileError(f"no such file: {path}; it names the classes, a line each")
@@ -137,7 +142,7 @@ def read_classes(path: Path) -> LabelMap:
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not a text in UTF-8: {error}") from error
     try:
-        return parse_json(text) if text.lstrip().startswith("[") else parse_lines(text)
+        return parse_json(text) if text.lstrip().startswith("[") else parse_lines(text, like)
     except UsageError as error:
         raise UsageError(f"{path}{error}") from error
 
@@ -152,8 +157,10 @@ def parse_json(text: str) -> LabelMap:
         raise UsageError(f": {error}") from error
 
 
-def parse_lines(text: str) -> LabelMap:
+def parse_lines(text: str, like: LabelMap | None) -> LabelMap:
     """Lines of `name` or `name,#rrggbb` -> labels. What goes wrong begins with the place."""
+    known = {} if like is None else {name.lower(): color for name, color in zip(like.names, like.colors, strict=True)}
+    taken = set(known.values())
     names: list[str] = []
     colors: list[Color] = []
     for number, line in enumerate(text.splitlines(), start=1):
@@ -165,10 +172,16 @@ def parse_lines(text: str) -> LabelMap:
         if name in names:
             raise UsageError(f", line {number}: the class {name!r} stands twice")
         try:
-            colors.append(parse_color(color) if comma else spread_color(len(names)))
+            colors.append(parse_color(color) if comma else known.get(name.lower()) or free_color(len(names), taken))
         except UsageError as error:
             raise UsageError(f", line {number}: {error}") from error
         names.append(name)
+        taken.add(colors[-1])
     if not names:
         raise UsageError(": it names no classes; write one a line, NAME or NAME,#rrggbb")
     return LabelMap(tuple(names), tuple(colors))
+
+
+def free_color(index: int, taken: Collection[Color]) -> Color:
+    """The colour that a class of that index gets, or the next one that is not taken."""
+    return next(color for number in itertools.count(index) if (color := spread_color(number)) not in taken)

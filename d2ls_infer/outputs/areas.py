@@ -25,6 +25,12 @@ class ClassArea:
     area_m2: float | None
 
 
+def area_unit(areas: Sequence[ClassArea]) -> tuple[str, float]:
+    """The unit in which the areas of a scene are told, and its square metres."""
+    total_m2 = sum(area.area_m2 or 0 for area in areas)
+    return ("km²", 1e6) if total_m2 >= 1e7 else ("ha", 1e4) if total_m2 >= 1e4 else ("m²", 1.0)
+
+
 class AreaTally:
     """Adds up how much of a scene each class covers."""
 

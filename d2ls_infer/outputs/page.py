@@ -15,7 +15,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from d2ls_infer.labels import LabelMap, format_color
-from d2ls_infer.outputs.areas import ClassArea, ConfidenceTally
+from d2ls_infer.outputs.areas import ClassArea, ConfidenceTally, area_unit
 from d2ls_infer.outputs.pictures import in_colors
 from d2ls_infer.outputs.stac import TITLES
 from d2ls_infer.raster import Scene, jpeg_bytes, png_bytes
@@ -47,7 +47,7 @@ class Page:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        unit, size_m2 = self.unit()
+        unit, size_m2 = area_unit(self.areas)
         known = all(area.area_m2 is not None for area in self.areas)
         return environment.get_template("map.html").render(
             title=Path(self.scene.path).name,
@@ -71,11 +71,6 @@ class Page:
             settings=self.settings(),
             files=[(TITLES.get(name, name), path.name) for name, path in self.files.items()],
         )
-
-    def unit(self) -> tuple[str, float]:
-        """The unit of areas and its size, by the scene's."""
-        total_m2 = sum(area.area_m2 or 0 for area in self.areas)
-        return ("km²", 1e6) if total_m2 >= 1e7 else ("ha", 1e4) if total_m2 >= 1e4 else ("m²", 1.0)
 
     def facts(self) -> list[tuple[str, str]]:
         """What is said of the scene, the model and the run."""

@@ -85,9 +85,10 @@ def choose_bands(
             raise UsageError(f"the model takes {needed} bands, but --bands names {len(wanted)}")
         return [find_band(dataset, marks, band, what) for band in wanted]
     data = [band for band in dataset.indexes if marks[band - 1] != "alpha"]
-    in_order = (data if len(data) >= needed else list(dataset.indexes))[:needed]
+    in_order = data[:needed]
     if len(in_order) < needed:
         hint = " (a palette; expand it to RGB first)" if ColorInterp.palette in dataset.colorinterp else ""
+        hint = " (one of them alpha, a mask)" if len(data) < dataset.count else hint
         raise UsageError(f"{what}{hint}, but the model needs {needed}")
     known = [bands_marked(marks, name) for name in names or ()]
     if known and all(len(bands) == 1 for bands in known):

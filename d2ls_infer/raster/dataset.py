@@ -101,7 +101,8 @@ def open_quietly(path: str) -> Any:
             raise RasterError(f"cannot open {path}: {error}") from error
         if not is_address(path) and local_file(path) is None:
             raise MissingFileError(f"no such file: {path}") from error
-        raise UsageError(f"{path} is not a raster that GDAL can open: {error}") from error
+        inside = f"; name the raster in it: /vsizip/{path}/NAME.tif" if path.lower().endswith(".zip") else ""
+        raise UsageError(f"{path} is not a raster that GDAL can open: {error}{inside}") from error
 
 
 def check_size(dataset: Any) -> None:

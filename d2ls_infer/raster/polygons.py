@@ -94,6 +94,8 @@ def read_layer(path: Path, column: str, grid: Grid) -> Layer:
     pyogrio, raw = import_pyogrio("labels that are polygons need", extra="train")
     with open_layer(path, pyogrio) as name:
         info = pyogrio.read_info(path, layer=name)
+        if info["features"] == 0 and not len(info["fields"]):  # so an empty GeoJSON is read, whatever it had
+            return Layer(layer_crs(path, info["crs"]), *(np.empty(0, object) for _ in range(3)))
         if column not in info["fields"]:
             raise UsageError(f"{path} has no column {column!r}; it has {', '.join(info['fields']) or 'none'}")
         crs = layer_crs(path, info["crs"])

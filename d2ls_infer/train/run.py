@@ -52,6 +52,8 @@ IDLE_WARNINGS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own use of torch
 )
 """What Lightning warns of and a user of this command can do nothing about."""
+MEANS = 3
+"""The first metrics of a weights file are those of all classes."""
 IN_FLOAT32 = ("decoder.position.gaussian", "running_mean", "running_var")
 """Ends of the names of tensors that a file in half precision keeps whole."""
 
@@ -333,6 +335,8 @@ def save_measured(
         split = f"{measured_on}, {len(images)} image{'s' * (len(images) > 1)}"
         metrics = measure(file, images, split=split, left_out=left_out, device=device)
         save_weights(file, state, replace(about, metrics=metrics))
+        means = [f"{metric.name} {metric.value:.1f} %" for metric in metrics[:MEANS]]
+        log.info("measured on %s: %s; `d2ls models show %s` has it all", split, ", ".join(means), file)
 
 
 def measure(

@@ -73,6 +73,18 @@ def test_classes_in_another_order_are_matched_by_name(d2ls: Run, folder: Path, t
     assert one["F1"][:2] == two["F1"][1::-1]
 
 
+def test_bands_of_a_folder_are_the_models_unless_they_are_named(d2ls: Run, folder: Path, tiny_weights: Path) -> None:
+    evaluate(d2ls, folder, tiny_weights, "--split", "test", "--report", folder / "one")
+    for name in ("a", "b"):
+        with rasterio.open(folder / "set/images" / f"{name}.tif", "r+") as image:
+            image.write(image.read()[::-1])
+    more = ("--bands", "blue,green,red", "--split", "test", "--report", folder / "two")
+    result = evaluate(d2ls, folder, tiny_weights, *more)
+    assert result.exit_code == 0, result.output
+    one, two = (json.loads((folder / name / "report.json").read_text())["full"] for name in ("one", "two"))
+    assert one == two
+
+
 def test_test_time_augmentation_is_told_in_the_report(d2ls: Run, folder: Path, tiny_weights: Path) -> None:
     result = evaluate(d2ls, folder, tiny_weights, "--split", "test", "--tta", "d4", "--report", folder / "report")
     assert result.exit_code == 0, result.output
@@ -106,6 +118,7 @@ def test_a_report_is_not_written_over(d2ls: Run, folder: Path, tiny_weights: Pat
     [
         (["--dataset", "vaihingn"], "perhaps vaihingen is meant"),
         (["--dataset", "folder"], "needs its classes"),
+        (["--dataset", "folder", "--classes", "x.txt"], "--dataset folder wants --model"),
         (
             ["--dataset", "uavid", "--model", "vaihingen", "--root", "nowhere"],
             "no such folder: nowhere; get uavid from",

@@ -159,6 +159,13 @@ def test_all_that_is_known_of_a_model_is_shown(monkeypatch: pytest.MonkeyPatch) 
     assert "train it" in text
 
 
+def test_a_weights_file_is_shown_too(tiny_weights: Path) -> None:
+    result = models("show", str(tiny_weights))
+    assert (result.exit_code, result.stderr) == (0, "")
+    for part in (str(tiny_weights), file_sha256(tiny_weights), "red, green, blue", "random numbers", "not measured"):
+        assert part in result.stdout, part
+
+
 def test_path_of_a_bundled_model_is_printed_alone() -> None:
     result = models("path", "naip")
     entry = load_manifest().find("naip")

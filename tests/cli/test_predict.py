@@ -137,11 +137,13 @@ def test_the_table_tells_the_area_of_each_class(d2ls: D2LS, scene: Path, tiny_we
     output = scene.with_name("scene_d2ls-tiny.tif")
     first, header, *rows = result.stdout.splitlines()
     assert first.startswith(f"{output}  (4 tiles, ")
-    assert header.split() == ["class", "ha", "%"]
+    assert header.split() == ["class", "m2", "%"]
     labels = read_map(output).array
     expected = [(labels == k).sum() for k in range(4)]
     assert [row.split()[0] for row in rows] == ["water", "forest", "field", "road"]
-    assert [float(row.split()[1]) for row in rows] == pytest.approx([n * 0.25 / 1e4 for n in expected], abs=0.0051)
+    assert [float(row.split()[1].replace(",", "")) for row in rows] == pytest.approx(
+        [n * 0.25 for n in expected], abs=0.0051
+    )
     assert [float(row.split()[2]) for row in rows] == pytest.approx([n / 56 for n in expected], abs=0.051)
 
 
@@ -439,7 +441,7 @@ def test_everything_in_one_pass(
     lines = result.stdout.splitlines()
     assert lines[0].startswith(f"{scene.with_name(stem)}.tif  (4 tiles")
     assert {Path(line).name for line in lines[1:9]} >= set(files)
-    assert lines[9].split() == ["class", "ha", "%"]
+    assert lines[9].split() == ["class", "m2", "%"]
     with_nothing_else = d2ls(
         "predict", scene, "--model", tiny_weights, "--tile-size", "64", "-o", tmp_path / "alone.tif"
     )

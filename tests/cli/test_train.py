@@ -122,7 +122,7 @@ def box(first_row: int, first_col: int, last_row: int, last_col: int) -> bytes:
 
 
 def test_scenes_with_polygons_as_labels_are_trained_on(
-    train: Run, place: Path, write_raster: Callable[..., Path]
+    train: Run, d2ls: Run, place: Path, write_raster: Callable[..., Path]
 ) -> None:
     raw = pytest.importorskip("pyogrio.raw")
     root = place / "scenes"
@@ -160,6 +160,13 @@ def test_scenes_with_polygons_as_labels_are_trained_on(
         right = (model.predict(scene.read()) == truth).mean()
     found = {metric.name: metric.value for metric in about.metrics}
     assert found["overall accuracy"] == pytest.approx(100 * right, abs=0.1)
+    # Evaluated by the same command line, but for bands and values, which the model knows.
+    again = d2ls(
+        "evaluate", "--dataset", "folder", "--classes", "classes.txt", "--root", "scenes", "--column", "kind",
+        "--background", "water", "--model", "runs/folder/folder.safetensors", "--device", "cpu", "-q",
+    )  # fmt: skip
+    assert f"overall accuracy {found['overall accuracy']:.2f}" in again.output
+    assert "folder was trained on folder, 2 images" in again.output
 
 
 def test_an_interrupted_run_is_gone_on_with(train: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -204,17 +204,29 @@ def test_the_fraction_is_about_what_was_asked_for_and_the_seed_chooses(make_fold
     assert len(val[1] & val[2]) < 80
 
 
-def test_a_split_that_nothing_falls_to_is_told(make_folder: MakeFolder) -> None:
+@pytest.mark.parametrize(("fraction", "measured"), [(0.0001, 1), (0.9999, 2)])
+def test_neither_split_is_empty(make_folder: MakeFolder, fraction: float, measured: int) -> None:
+    files = ["a.png", "b.png", "c.png"]
+    root = make_folder(images=files, masks=files)
+    dataset = folder_dataset(CLASSES, fraction=fraction)
+    train, val = (names_of(dataset.images(root, split)) for split in ("train", "val"))
+    assert len(val) == measured
+    assert sorted(train + val) == ["a", "b", "c"]
+
+
+def test_one_image_is_not_split(make_folder: MakeFolder) -> None:
     root = make_folder(images=["a.png"], masks=["a.png"])
-    with pytest.raises(UsageError, match=r"of 1 images in .* none falls to val with a fraction of 0\.0001 and seed 42"):
-        folder_dataset(CLASSES, fraction=0.0001).images(root, "val")
+    for split in ("train", "val"):
+        with pytest.raises(UsageError, match=r"one image in .* cannot be split; take --split all"):
+            folder_dataset(CLASSES).images(root, split)
+    assert names_of(folder_dataset(CLASSES).images(root, "all")) == ["a"]
     with pytest.raises(MissingFileError, match=r"no test images of folder"):
         folder_dataset(CLASSES).images(root, "test")
 
 
 def test_an_image_without_a_mask_is_an_error_unless_it_is_a_test_image(make_folder: MakeFolder) -> None:
-    root = make_folder(images=["a.png", "b.png"], masks=["a.png"])
-    with pytest.raises(MissingFileError, match=r"no mask of the name 'b'"):
+    root = make_folder(images=["a.png", "b.png", "c.png"], masks=["a.png"])
+    with pytest.raises(MissingFileError, match=r"no mask of the name '[bc]'"):
         folder_dataset(CLASSES, fraction=0.9999).images(root, "val")
     assert names_of(folder_dataset(CLASSES).images(root, "all")) == ["a"]
 
@@ -267,6 +279,14 @@ def test_classes_are_a_line_each_with_or_without_a_colour(tmp_path: Path) -> Non
     labels = read_classes(file)
     assert labels.names == ("bare land", "water")
     assert labels.colors == (LabelMap.of(["bare land"]).colors[0], (31, 120, 180))
+
+
+def test_classes_without_a_colour_get_the_one_they_have_elsewhere(tmp_path: Path) -> None:
+    file = tmp_path / "classes.txt"
+    file.write_text("fence\nWater\nforest,#010203\n", encoding="utf-8")
+    labels = read_classes(file, like=LabelMap.of(["water", "forest"]))
+    assert labels.colors[1:] == (LabelMap.of(["water"]).colors[0], (1, 2, 3))
+    assert labels.colors[0] not in LabelMap.of(["water", "forest"]).colors
 
 
 def test_classes_come_back_from_json(tmp_path: Path) -> None:

@@ -98,6 +98,14 @@ def test_ground_without_polygons_is_the_background_if_there_is_one(image: Path) 
     assert burnt.tolist() == blocks((1, 0, 0, 2, 3), fill=0)
 
 
+def test_a_file_without_polygons_is_all_background(image: Path) -> None:
+    """GeoJSON without features has no columns either."""
+    path = image.with_suffix(".geojson")
+    path.write_text('{"type": "FeatureCollection", "features": []}')
+    burnt = burn_polygons(path, like=image, labels=LABELS, background="field")
+    assert burnt.tolist() == blocks(fill=0)
+
+
 def test_polygons_are_brought_into_the_system_of_the_image(image: Path) -> None:
     def degrees(ring: Ring) -> Ring:
         longitudes, latitudes = transform(UTM, "EPSG:4326", *zip(*ring, strict=True))
