@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import re
 import subprocess
 import sys
@@ -29,6 +30,10 @@ from d2ls_infer.labels import LabelMap
 # Examples build rasters and tensors; how long that takes says nothing about a law. The same examples on every run.
 settings.register_profile("d2ls", deadline=None, derandomize=True, max_examples=100)
 settings.load_profile("d2ls")
+
+# Tests run in two processes on perhaps two cores: each has one thread, and so has what it starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 NAMES = ("water", "forest", "field", "road", "roof")
 UTM = "EPSG:32618"
