@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sysconfig
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -52,10 +53,13 @@ def run_d2ls() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture
 def scene_alone(tmp_path: Path, write_raster: Callable[..., Path], pixels: Callable[..., np.ndarray]) -> Path:
-    """Three bands of 400 x 120 pixels, alone in a folder."""
+    """Three bands of 400 x 120 pixels, alone in a folder, some seconds old."""
     folder = tmp_path / "scenes"
     folder.mkdir()
-    return write_raster(folder / "scene.tif", pixels(3, 400, 120))
+    path = write_raster(folder / "scene.tif", pixels(3, 400, 120))
+    made = time.time() - 5  # stores tell in whole seconds when an object was made, and a map is newer than its scene
+    os.utime(path, (made, made))
+    return path
 
 
 @pytest.fixture(autouse=True)
