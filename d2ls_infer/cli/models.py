@@ -100,7 +100,9 @@ def show(name: str, manifest: Path | None, as_json: bool) -> None:
     Of NAME, in the manifest or a weights file: classes, bands, scores and how they were measured, licence, where its
     file is.
     """
-    entry = entry_of_file(Path(name)) if Path(name).is_file() else load_manifest(manifest).find(name)
+    from d2ls_infer.weights import kind_of
+
+    entry = entry_of_file(Path(name)) if kind_of(Path(name)) == "file" else load_manifest(manifest).find(name)
     click.echo(json.dumps(described(entry), indent=2) if as_json else sheet(entry))
 
 

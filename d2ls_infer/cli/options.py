@@ -269,10 +269,9 @@ def open_dataset(name: str, classes: Path | None, model: ModelDescription | None
 
     settings = {key: value for key, value in settings.items() if value is not None}
     if name == "folder" and classes is not None:
-        if model is None:
-            return folder_dataset(read_classes(classes), **settings)
-        settings = {"bands": model.bands, "value_range": model.value_range} | settings
-        return folder_dataset(read_classes(classes, like=model.labels), **settings)
+        known = {} if model is None else {"bands": model.bands, "value_range": model.value_range}
+        labels = read_classes(classes, like=None if model is None else model.labels)
+        return folder_dataset(labels, **known | settings)
     dataset = find_dataset(name)
     if classes is not None or settings:
         given = ["--classes"] * (classes is not None)

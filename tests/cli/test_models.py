@@ -166,6 +166,10 @@ def test_a_weights_file_is_shown_too(tiny_weights: Path) -> None:
         assert part in result.stdout, part
 
 
+def test_a_name_that_no_file_can_have_is_told() -> None:
+    refused(models("show", "x" * 300), 2, "unknown model 'xxx")
+
+
 def test_path_of_a_bundled_model_is_printed_alone() -> None:
     result = models("path", "naip")
     entry = load_manifest().find("naip")
