@@ -15,8 +15,8 @@ UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("kmgt", 1)}
 PIECES = 24
 """Pieces of finished rows, and what is worked out of them, that are in memory at a time: some wait to be written."""
 
-KEPT = 1.2
-"""What the process holds on to for each byte that is in use; seen at widths of 2,048 to 16,384 pixels."""
+KEPT = 1.3
+"""What the process holds on to for each byte that is in use: up to 1.25 at widths of 2,048 to 16,384 pixels."""
 
 
 def parse_bytes(text: str | int) -> int:
@@ -44,9 +44,8 @@ def rows_bytes(
     Planes are float32: the mean of each class, with disagreement its lowest and highest score too, and the weight.
     """
     planes = classes * (3 if disagreement else 1) + 1
-    rows = grid.tile_height + grid.overlap_px  # while the band moves down, its lower part is there twice
-    blended = 4 * planes * rows * grid.width
-    read = rows * grid.width * (len(scene.bands) * (1 if scene.as_it_is else 4) + 1)
+    blended = 4 * planes * grid.tile_height * grid.width
+    read = (grid.tile_height + grid.overlap_px) * grid.width * (len(scene.bands) * (1 if scene.as_it_is else 4) + 1)
     tile = grid.tile_height * grid.tile_width
     # Tiles that wait, that were put together, and that were read ahead; and what blending one makes on the way.
     waiting = (3 * batch_size + 1) * tile * (len(scene.bands) * (1 if scene.as_it_is else 4) + 1)

@@ -60,7 +60,7 @@ Progress = Callable[[int, int], None]
 
 T = TypeVar("T")
 
-WRITTEN_BEHIND = 6
+WRITTEN_BEHIND = 4
 """Pieces of finished rows that may wait to be written while the next tiles are scored."""
 
 DEVICE_WRITTEN_BEHIND = 2

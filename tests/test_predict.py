@@ -582,12 +582,33 @@ print(*peaks)
 
 @pytest.mark.skipif(sys.platform == "win32", reason="asks for the peak memory by POSIX means")
 def test_memory_does_not_grow_with_the_height(tmp_path: Path) -> None:
-    """The high scene has 75 MB of pixels, 25 MB of labels and 200 MB of scores. GDAL may fill its cache of 32 MB."""
+    """The high scene has 75 MB of pixels, 25 MB of labels and 200 MB of scores. GDAL may fill its cache."""
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, str(tmp_path), "1024", "49152"], capture_output=True, text=True, check=True
     )
     low, high = map(int, done.stdout.split())
     assert high - low < 64e6, f"{low / 1e6:.0f} MB for 1024 rows, {high / 1e6:.0f} MB for 49152"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux how many bytes were read")
+@pytest.mark.parametrize("layout", [{"tiled": True}, {"tiled": True, "interleave": "band"}, {"blockysize": 48}])
+@pytest.mark.parametrize("overlap", [0.1, 0.5])
+def test_no_block_is_read_twice(tmp_path: Path, fakes: SimpleNamespace, layout: dict[str, Any], overlap: float) -> None:
+    """Whether rows of tiles begin where rows of blocks do or not, and while the map's own blocks want room too."""
+    noise = np.random.default_rng(0).integers(1, 256, (3, 1400, 4096), np.uint8)
+    scene = tmp_path / "scene.tif"
+    profile = {"driver": "GTiff", "width": 4096, "height": 1400, "count": 3, "dtype": "uint8", "compress": "deflate"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(scene, "w", zlevel=1, **(profile | layout)) as dataset:
+            dataset.write(noise)
+
+    def bytes_read() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    before = bytes_read()
+    predict_raster(fakes.Constant(), scene, tile_size=512, overlap=overlap)
+    assert 0.99 < (bytes_read() - before) / scene.stat().st_size < 1.02
 
 
 # Real scenes

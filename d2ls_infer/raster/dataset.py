@@ -127,11 +127,13 @@ def check_size(dataset: Any) -> None:
 def cache_bytes(dataset: Any, dtype: np.dtype[Any]) -> int:
     """Bytes of GDAL's block cache: two rows of blocks, so that rows that end inside a block do not decode it twice.
 
-    GDAL's own default, a share of the machine's memory, would fill up with blocks that are never asked for again.
+    A third is for the blocks of the map. GDAL's own default, a share of the machine's memory, would fill up with blocks
+    that are never asked for again.
     """
     block_rows = max(int(rows) for rows, _ in dataset.block_shapes)
     row_bytes = int(dataset.width) * int(dataset.count) * dtype.itemsize
-    return max(32 << 20, min(256 << 20, 2 * block_rows * row_bytes))
+    least = 8 << 20 if dataset.driver == "GTiff" else 32 << 20  # others, such as VRT, may have rasters behind them
+    return max(least, min(256 << 20, 3 * block_rows * row_bytes))
 
 
 def read_array(path: str | Path) -> np.ndarray:

@@ -302,7 +302,7 @@ class Scene:
         """Raw values (bands, h, w) -> the model's, with invalid pixels filled. counted: of which rows values count."""
         if self.raw_limits is None:
             with np.errstate(over="ignore", invalid="ignore"):
-                values = raw.astype(np.uint8 if self.as_it_is else np.float32)
+                values = raw.astype(np.uint8 if self.as_it_is else np.float32, copy=False)
         else:
             assert self.value_range is not None
             (low, high), (start, stop) = self.raw_limits, self.value_range
@@ -332,8 +332,8 @@ def read_tiles(
     for row in grid.row_starts[tile_rows]:
         kept = read_to - row
         if kept > 0:  # the overlap with the row of tiles above
-            values[:, :kept] = values[:, -kept:].copy()
-            valid[:kept] = valid[-kept:].copy()
+            values[:, :kept] = values[:, -kept:]
+            valid[:kept] = valid[-kept:]
         kept = max(kept, 0)
         for start in range(kept, grid.tile_height, step):
             piece = slice(start, min(start + step, grid.tile_height))

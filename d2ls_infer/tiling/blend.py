@@ -22,7 +22,7 @@ TAPERS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 WINDOWS = (*TAPERS, "none")
 
-PIECE_BYTES = 2 << 20
+PIECE_BYTES = 1 << 20
 """What finished rows may take at a time: whoever works on them needs a few times as much, and not of a whole band."""
 
 DEVICE_PIECE_BYTES = 64 << 20
@@ -123,9 +123,10 @@ class BandBlender:
                 scores, covered = self.mean[:, rows].clone(), self.weight[rows] > 0
                 yield Rows(self.first_row + start, scores, covered, self.differences(rows))
             for band, empty in self.bands():
-                for plane in band.view(-1, height, self.grid.width):  # one at a time is there twice
-                    plane[: height - done] = plane[done:].clone()
-                    plane[height - done :] = empty
+                for start in range(done, height, done):  # so far that no row lies where it comes from
+                    moved = band[..., start : start + done, :]
+                    band[..., start - done : start - done + moved.shape[-2], :] = moved
+                band[..., height - done :, :] = empty
             self.first_row += done
 
     def bands(self) -> Iterator[tuple[Tensor, float]]:
