@@ -29,10 +29,11 @@ def warn_of_type(scene: Scene) -> None:
     """Say it when values of a wider type are read on the model's own range, which is right only if they are on it."""
     if not scene.as_it_is and scene.value_range is not None and scene.scale is None and scene.band_units is None:
         low, high = scene.value_range
+        found = scene.middle_values()
         log.warning(
-            "%s holds %s values; they are taken on the model's range %g to %g as they are. "
+            "%s holds %s values%s; they are taken on the model's range %g to %g as they are. "
             "If they are on another, give --scale MIN,MAX or --scale p2,p98",
-            scene.path, scene.dtype, low, high,
+            scene.path, scene.dtype, f", in its middle {found[0]:g} to {found[1]:g}" if found else "", low, high,
         )  # fmt: skip
 
 

@@ -342,7 +342,10 @@ def test_values_of_a_wider_type_without_a_scale_are_warned_of(
     with caplog.at_level(logging.WARNING, "d2ls_infer"):
         predict_raster(segmenter, path)
         (message,) = caplog.messages
-        for word in (str(path), "uint16", "0 to 255", "--scale"):
+        with rasterio.open(path) as dataset:
+            values = dataset.read()
+        seen = f"in its middle {values.min()} to {values.max()};"
+        for word in (str(path), "uint16", seen, "0 to 255", "--scale"):
             assert word in message
         caplog.clear()
         predict_raster(segmenter, path, overwrite=True, scale="0,300")

@@ -28,6 +28,9 @@ from d2ls_infer.tiling import Rows, Tile, TileGrid
 PERCENTILE_SIDE = 1024
 """Percentiles of a scene are taken from a copy thinned to at most this many rows and columns."""
 
+MIDDLE_SIDE = 512
+"""Rows and columns of what a scene is judged by at first sight."""
+
 BYTE_SPAN = 255
 """A value range at least this wide counts stored numbers (0 to 255, reflectance times 10000), a narrower one is in
 physical units (reflectance from 0 to 1, decibels)."""
@@ -284,6 +287,15 @@ class Scene:
         if self.band_units is not None:
             limits = (limits - self.band_units[1]) / self.band_units[0]
         return limits[0][:, None, None], limits[1][:, None, None]
+
+    def middle_values(self) -> tuple[float, float] | None:
+        """The least and the largest valid raw value in the part's middle; None where none is valid there."""
+        height, width = (min(side, MIDDLE_SIDE) for side in (self.height, self.width))
+        row, col = self.part.row + (self.height - height) // 2, self.part.col + (self.width - width) // 2
+        with reading(self.path, **self.settings):
+            raw = self.read_raw(window=Window(col, row, width, height))
+            found = raw[:, self.read_valid(raw, window=Window(col, row, width, height))]
+        return (float(found.min()), float(found.max())) if found.size else None
 
     def percentiles(self, low: float, high: float) -> np.ndarray:
         """(2, bands): the two percentiles of each band over a thinned copy's valid pixels."""
