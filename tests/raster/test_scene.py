@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import tracemalloc
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -698,6 +699,22 @@ def test_each_row_is_read_exactly_once(
         for _ in scene.tiles(TileGrid(height, width, size, data.draw(st.integers(0, size - 1)))):
             pass
     assert read == list(range(height))
+
+
+def test_what_is_read_lies_twice_in_memory_at_most(tmp_path: Path, write_raster: Write) -> None:
+    """As GDAL gives it, and among the rows that tiles are cut from; bytes are not copied on the way, nor moved by one.
+
+    A plane for each band, and one for what is valid; and one in passing, for what is valid too.
+    """
+    height, width = 256, 4096
+    path = write_raster(tmp_path / "a.tif", np.ones((3, 4 * height, width), np.uint8))
+    with Scene.open(path, bands_needed=3, value_range=BYTE) as scene:
+        tracemalloc.start()
+        for _ in scene.tiles(TileGrid(scene.height, width, height, height // 4)):
+            pass
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak < 9.5 * height * width + 2 * 4 * height * height  # and two tiles
 
 
 def test_tiles_do_not_share_memory(tmp_path: Path, write_raster: Write, pixels: Pixels) -> None:
