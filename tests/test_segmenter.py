@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from d2ls_infer import D2LSSegmenter, Segmenter, load_model, predict_raster
-from d2ls_infer.errors import UsageError
+from d2ls_infer.errors import D2LSError, UsageError
 from d2ls_infer.segmenter import (
     PRECISIONS,
     TTA,
@@ -360,6 +362,25 @@ def test_the_largest_score_wins_and_what_is_not_covered_is_nodata() -> None:
     assert found.dtype == np.uint8
     assert found.tolist() == [[1, 0]]
     assert decide(scores, torch.tensor([[False, True, False]])).tolist() == [[255, 0, 255]]
+
+
+@given(st.integers(1, 9), st.integers(1, 6), st.integers(1, 7), st.integers(0, 2**32 - 1))
+def test_of_equal_scores_the_first_wins(classes: int, rows: int, width: int, seed: int) -> None:
+    chance = np.random.default_rng(seed)
+    scores = chance.choice([-1e30, -1.0, -0.0, 0.0, 0.5, 1.0], (classes, rows, width)).astype(np.float32)
+    covered = chance.random((rows, width)) < 0.8
+    scores[:, ~covered] = chance.choice([np.nan, np.inf, 0], scores[:, ~covered].shape)
+    found = decide(torch.from_numpy(scores), torch.from_numpy(covered))
+    assert np.array_equal(found, np.where(covered, scores.argmax(0), 255))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_scores_of_no_finite_number_are_told(bad: float) -> None:
+    scores, covered = torch.full((3, 2, 2), 3e38), torch.ones(2, 2, dtype=torch.bool)
+    assert decide(scores, covered).tolist() == [[0, 0], [0, 0]], "not even where their sum is none"
+    scores[2, 1, 0] = bad
+    with pytest.raises(D2LSError, match="not finite"):
+        decide(scores, covered)
 
 
 def test_the_highest_class_index_fits() -> None:

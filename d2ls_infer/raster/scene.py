@@ -35,7 +35,7 @@ BYTE_SPAN = 255
 """A value range at least this wide counts stored numbers (0 to 255, reflectance times 10000), a narrower one is in
 physical units (reflectance from 0 to 1, decibels)."""
 
-READ_BYTES = 64 << 20
+READ_BYTES = 16 << 20
 """What the rows that are read at a time may take as float64, in which they are scaled."""
 
 ALL = slice(None)
