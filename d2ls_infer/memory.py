@@ -16,7 +16,7 @@ PIECES = 24
 """Pieces of finished rows, and what is worked out of them, that are in memory at a time: some wait to be written."""
 
 KEPT = 1.4
-"""What the process holds on to for each byte that is in use: up to 1.25 was seen at widths of 2,048 to 16,384 pixels."""
+"""What the process holds on to for each byte that is in use: up to 1.25 was seen, at widths of 2,048 to 16,384."""
 
 
 def parse_bytes(text: str | int) -> int:
