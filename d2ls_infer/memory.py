@@ -45,10 +45,11 @@ def rows_bytes(
     """
     planes = classes * (3 if disagreement else 1) + 1
     blended = 4 * planes * grid.tile_height * grid.width
-    read = (grid.tile_height + grid.overlap_px) * grid.width * (len(scene.bands) * (1 if scene.as_it_is else 4) + 1)
+    pixel = len(scene.bands) * (1 if scene.as_it_is else 4) + 1  # its values, and whether it is valid
+    read = (grid.tile_height + grid.overlap_px) * grid.width * pixel
     tile = grid.tile_height * grid.tile_width
     # Tiles that wait, that were put together, and that were read ahead; and what blending one makes on the way.
-    waiting = (3 * batch_size + 1) * tile * (len(scene.bands) * (1 if scene.as_it_is else 4) + 1)
+    waiting = (3 * batch_size + 1) * tile * pixel
     waiting += 4 * 4 * classes * tile
     scaled = 0 if scene.as_it_is else 3 * min(READ_BYTES, 8 * len(scene.bands) * grid.tile_height * grid.width)
     written = 2 * 512 * scene.width * layers

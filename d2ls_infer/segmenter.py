@@ -335,7 +335,8 @@ def best_classes(scores: Tensor, covered: Tensor) -> Tensor:
     Raises D2LSError where a covered pixel's scores are no finite numbers: the largest of those would mean nothing.
     """
     # A sum is not finite if one of its terms is not, and else only beyond all that a network gives.
-    if not (scores.sum(0).isfinite() | ~covered).all() and not (scores.isfinite().all(0) | ~covered).all():
+    sound = scores.sum(0).isfinite() | ~covered
+    if not sound.all() and not scores[:, ~sound].isfinite().all():
         raise D2LSError("the model gave scores that are not finite numbers; try precision float32")
     if scores.device.type == "cpu":  # where the index of the largest takes five times as long
         highest, lower, best = scores.amax(0), torch.ones_like(covered), torch.zeros_like(covered, dtype=torch.uint8)

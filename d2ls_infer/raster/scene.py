@@ -292,9 +292,10 @@ class Scene:
         """The least and the largest valid raw value in the part's middle; None where none is valid there."""
         height, width = (min(side, MIDDLE_SIDE) for side in (self.height, self.width))
         row, col = self.part.row + (self.height - height) // 2, self.part.col + (self.width - width) // 2
+        window = Window(col, row, width, height)
         with reading(self.path, **self.settings):
-            raw = self.read_raw(window=Window(col, row, width, height))
-            found = raw[:, self.read_valid(raw, window=Window(col, row, width, height))]
+            raw = self.read_raw(window=window)
+            found = raw[:, self.read_valid(raw, window=window)]
         return (float(found.min()), float(found.max())) if found.size else None
 
     def percentiles(self, low: float, high: float) -> np.ndarray:

@@ -702,9 +702,9 @@ def test_each_row_is_read_exactly_once(
 
 
 def test_what_is_read_lies_twice_in_memory_at_most(tmp_path: Path, write_raster: Write) -> None:
-    """As GDAL gives it, and among the rows that tiles are cut from; bytes are not copied on the way, nor moved by one.
+    """As GDAL gives it, and among the rows that tiles are cut from; no third copy is made on the way.
 
-    A plane for each band, and one for what is valid; and one in passing, for what is valid too.
+    A plane for each band and one for what is valid, twice, and one more of what is valid in passing.
     """
     height, width = 256, 4096
     path = write_raster(tmp_path / "a.tif", np.ones((3, 4 * height, width), np.uint8))
