@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +32,14 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["predict", "--help"], ["models"]], ids=" ".join)
 def test_help_and_the_list_of_models_load_nothing_heavy(arguments: Sequence[str]) -> None:
     assert not loaded_by(command(*arguments)) & set(HEAVY)
+
+
+def test_a_bundled_model_maps_a_scene_without_what_it_does_not_need(tmp_path: Path) -> None:
+    scene = Path(__file__).parent.parent / "examples" / "naip_scene.tif"
+    names = loaded_by(command("predict", str(scene), "--model", "naip", "-o", str(tmp_path / "map.tif")))
+    # timm takes longer to import than the map to be made, and a good part of it is torchvision.
+    assert {"torch", "rasterio"} <= names
+    assert not names & {"timm", "torchvision", "jinja2", "scipy", "lightning", "matplotlib"}
 
 
 def test_the_public_names_are_there() -> None:

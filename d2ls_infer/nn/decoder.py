@@ -139,13 +139,35 @@ class PositionalEncoding(nn.Module):
         return self
 
     def forward(self, height: int, width: int) -> Tensor:
-        gaussian = self.gaussian
-        rows = (torch.arange(height, device=gaussian.device, dtype=torch.float32) + 0.5) / height
-        cols = (torch.arange(width, device=gaussian.device, dtype=torch.float32) + 0.5) / width
-        y, x = torch.meshgrid(2 * rows - 1, 2 * cols - 1, indexing="ij")
-        with torch.autocast(gaussian.device.type, enabled=False):
-            phase = 2 * math.pi * (torch.stack((x, y), dim=-1) @ gaussian)  # (h, w, C'/2)
+        """(h*w, C')."""
+        y, x = torch.meshgrid(self.centres(height), self.centres(width), indexing="ij")
+        with torch.autocast(self.gaussian.device.type, enabled=False):
+            phase = 2 * math.pi * (torch.stack((x, y), dim=-1) @ self.gaussian)  # (h, w, C'/2)
         return torch.cat((phase.sin(), phase.cos()), dim=-1).flatten(0, 1)
+
+    def projected(self, weight: Tensor, height: int, width: int) -> Tensor:
+        """(D, C') float32 -> (heads, D/heads, h*w), what a linear layer makes of every place, without the encoding.
+
+        A phase is the sum of its row's and its column's, so by the sums of angles it is a product of both.
+        """
+        across, down = (
+            2 * math.pi * self.centres(side)[:, None] * axis
+            for side, axis in zip((width, height), self.gaussian, strict=True)
+        )  # (w, C'/2), (h, C'/2)
+        columns = torch.cat((across.sin(), across.cos()), dim=1).T  # (C', w)
+        heads = per_head(weight)
+        found = weight.new_empty(*heads.shape[:2], height * width)
+        for head, places in zip(heads, found, strict=True):  # one by one: less memory to touch, and faster for it
+            of_sines, of_cosines = head[:, None].chunk(2, dim=-1)  # each (D/heads, 1, C'/2)
+            sines = of_sines * down.cos() - of_cosines * down.sin()  # (D/heads, h, C'/2)
+            cosines = of_sines * down.sin() + of_cosines * down.cos()
+            torch.mm(torch.cat((sines, cosines), dim=2).flatten(0, 1), columns, out=places.view(-1, width))
+        return found
+
+    def centres(self, side: int) -> Tensor:
+        """(side,) from -1 to 1: where the centres of as many pixels lie."""
+        places = (torch.arange(side, device=self.gaussian.device, dtype=torch.float32) + 0.5) / side
+        return 2 * places - 1
 
 
 class Upsampler(nn.Module):

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
-from timm.models import FeatureInfo
 from torch import Tensor, nn
 
 from d2ls_infer.errors import UsageError, shortened
+from d2ls_infer.nn.lite import SIZES, EfficientNetLite
 
 STRIDES = (4, 8, 16, 32)
 
@@ -28,9 +27,9 @@ class Encoder(nn.Module):
     def __init__(self, backbone: str, embed_dim: int, *, in_channels: int = 3, pretrained: bool = False) -> None:
         super().__init__()
         self.backbone = create_backbone(backbone, in_channels=in_channels, pretrained=pretrained)
-        info = feature_info(self.backbone)
-        self.levels = tuple(info.reduction().index(stride) for stride in STRIDES)
-        self.channels = tuple(info.channels()[level] for level in self.levels)
+        strides, channels = strides_and_channels(self.backbone)
+        self.levels = tuple(strides.index(stride) for stride in STRIDES)
+        self.channels = tuple(channels[level] for level in self.levels)
         self.channels_last_output = str(getattr(self.backbone, "output_fmt", "")).endswith("NHWC")
         self.slow_in_bfloat16 = any(family in backbone for family in SLOW_IN_BFLOAT16)
         self.mapping = nn.ModuleList(nn.Conv2d(width, embed_dim, 1) for width in self.channels)
@@ -78,9 +77,14 @@ class Encoder(nn.Module):
 def create_backbone(name: str, *, in_channels: int, pretrained: bool | Path) -> nn.Module:
     """A timm `features_only` backbone with features at the strides 4, 8, 16 and 32 (and perhaps at others).
 
-    pretrained: whether to fetch timm's ImageNet weights, or the file that holds them. Raises UsageError for a name timm
-    does not know and for a model without those strides.
+    pretrained: whether to fetch timm's ImageNet weights, or the file that holds them. Without, an EfficientNet-Lite is
+    ours, which is timm's but for the time that importing timm takes. Raises UsageError for a name timm does not know
+    and for a model without those strides.
     """
+    if name in SIZES and not pretrained:
+        return EfficientNetLite(name, in_channels)
+    import timm  # takes seconds
+
     if not timm.is_model(name):
         raise UsageError(f"unknown backbone {shortened(name)}: timm {timm.__version__} has no model of that name")
     # Windowed transformers take any size only when they are told so; the other models do not know the option.
@@ -91,7 +95,7 @@ def create_backbone(name: str, *, in_channels: int, pretrained: bool | Path) -> 
         backbone: nn.Module = timm.create_model(
             name, pretrained=bool(pretrained), in_chans=in_channels, features_only=True, **options
         )
-        strides = feature_info(backbone).reduction()
+        strides, _ = strides_and_channels(backbone)
     except (RuntimeError, AttributeError) as error:
         raise UsageError(f"cannot make a feature pyramid of the backbone {name!r}: {error}") from error
     if not set(STRIDES) <= set(strides):
@@ -99,7 +103,9 @@ def create_backbone(name: str, *, in_channels: int, pretrained: bool | Path) -> 
     return backbone
 
 
-def feature_info(backbone: nn.Module) -> FeatureInfo:
-    """What timm knows of a backbone's features: widths and strides."""
-    info: FeatureInfo = backbone.feature_info  # type: ignore[assignment]
-    return info
+def strides_and_channels(backbone: nn.Module) -> tuple[list[int], list[int]]:
+    """Of each of a backbone's features, in their order."""
+    if isinstance(backbone, EfficientNetLite):
+        return list(STRIDES), list(backbone.channels)
+    info: Any = backbone.feature_info
+    return info.reduction(), info.channels()

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import copy
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from timm.layers.mlp import Mlp
-from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from d2ls_infer.nn.d2ls import D2LS, autocast, pad_to_stride
-from d2ls_infer.nn.decoder import HEADS, Attention, Decoder, InteractionBlock, Upsampler, per_head
+from d2ls_infer.nn.decoder import HEADS, Attention, Decoder, InteractionBlock, PositionalEncoding, Upsampler, per_head
 from d2ls_infer.nn.dictionary import DictionaryGenerator, Modulator
 from d2ls_infer.nn.encoder import Encoder
+from d2ls_infer.nn.lite import EfficientNetLite
+
+if TYPE_CHECKING:
+    from timm.layers.mlp import Mlp
 
 SIZES = 3
 """The sizes whose positional terms are kept: as many as the test-time augmentation has magnifications."""
@@ -218,9 +221,12 @@ class FoldedDecoder(nn.Module):
         size = (height, width, self.position.gaussian.device)
         found = self.positions.pop(size, None)
         if found is None:
-            position = self.position(height, width)
             attentions = (TokensQueryImage, ImageQueriesTokens)
-            found = [module.place(position) for module in self.modules() if isinstance(module, attentions)]
+            found = [
+                module.placed(self.position, height, width)
+                for module in self.modules()
+                if isinstance(module, attentions)
+            ]
         self.positions[size] = found  # as the latest
         while len(self.positions) > SIZES:
             del self.positions[next(iter(self.positions))]
@@ -273,9 +279,9 @@ class TokensQueryImage(nn.Module):
         self.out = attention.out
         self.out.bias.copy_(self.out(attention.v.bias))
 
-    def place(self, position: Tensor) -> Tensor:
-        """(M, C') -> what the pixels' places are to each head, (heads, d, M) in `dtype`."""
-        return per_head(self.key @ position.T).to(self.dtype)
+    def placed(self, position: PositionalEncoding, height: int, width: int) -> Tensor:
+        """What the places of M = h*w pixels are to each head, (heads, d, M) in `dtype`."""
+        return position.projected(self.key, height, width).to(self.dtype)
 
     def forward(self, query: Tensor, image: Tensor, position: Tensor) -> Tensor:
         image = image.to(self.dtype)
@@ -306,9 +312,10 @@ class ImageQueriesTokens(nn.Module):
         # Of a place whose encoding is 0, the mean of sines and cosines: what the layer's bias alone gives.
         self.nowhere = nn.Parameter(per_head(attention.q.bias[:, None]).to(dtype))  # (heads, d, 1)
 
-    def place(self, position: Tensor) -> Tensor:
-        """(M, C') -> what the pixels' places are to each head, (heads, d, M) in `dtype`."""
-        return per_head(self.query(position).T.contiguous()).to(self.dtype)
+    def placed(self, position: PositionalEncoding, height: int, width: int) -> Tensor:
+        """What the places of M = h*w pixels are to each head, (heads, d, M) in `dtype`."""
+        places = position.projected(self.query.weight, height, width)
+        return places.add_(per_head(self.query.bias)[..., None]).to(self.dtype)
 
     def forward(self, image: Tensor, key: Tensor, value: Tensor, position: Tensor | None) -> Tensor:
         position = self.nowhere if position is None else position
@@ -374,7 +381,8 @@ def scaled(layer: nn.Linear, scale: float) -> nn.Linear:
 def folded_backbone(encoder: Encoder, in_channels: int, dtype: torch.dtype) -> Encoder:
     """The encoder itself, without mapping and aggregator, and its backbone ready to run."""
     del encoder.mapping, encoder.aggregator
-    fold_mlps(encoder.backbone)
+    if not isinstance(encoder.backbone, EfficientNetLite):
+        fold_mlps(encoder.backbone)
     encoder.backbone = with_folded_norms(encoder.backbone, in_channels)
     if not encoder.slow_in_bfloat16:  # those run in float32 on a CPU
         for module in encoder.backbone.modules():
@@ -385,6 +393,9 @@ def folded_backbone(encoder: Encoder, in_channels: int, dtype: torch.dtype) -> E
 
 def fold_mlps(backbone: nn.Module) -> None:
     """The layer scales of ConvNeXt go into the layer before, and its MLPs run piece by piece."""
+    from timm.layers.mlp import Mlp
+    from timm.models.convnext import ConvNeXtBlock
+
     for block in backbone.modules():
         if isinstance(block, ConvNeXtBlock) and type(block.mlp) is Mlp and not block.use_conv_mlp:
             if block.gamma is not None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from d2ls_infer.labels import LabelMap, format_color
 from d2ls_infer.outputs.areas import ClassArea, ConfidenceTally, area_unit
@@ -40,6 +39,8 @@ class Page:
 
     def render(self) -> str:
         """The page as HTML: no file, script or address outside itself."""
+        from jinja2 import Environment, PackageLoader, StrictUndefined  # 0.15 s, in every process
+
         environment = Environment(
             loader=PackageLoader("d2ls_infer"),
             autoescape=True,

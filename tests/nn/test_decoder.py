@@ -211,6 +211,16 @@ def test_positional_encoding_at_a_pixel_calculated_by_hand() -> None:
     torch.testing.assert_close(pixel, torch.tensor(expected), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize(("height", "width"), [(3, 5), (1, 1), (7, 1), (64, 48)])
+def test_projected_places_are_the_product_with_the_encoding(height: int, width: int) -> None:
+    encoding = PositionalEncoding(WIDTH)
+    weight = random(WIDTH // 2, WIDTH).float()
+    got = encoding.projected(weight, height, width)
+    expected = weight.double() @ encoding(height, width).double().T
+    assert got.shape == (HEADS, WIDTH // 2 // HEADS, height * width)
+    torch.testing.assert_close(got.flatten(0, 1).double(), expected, atol=1e-4, rtol=0)
+
+
 def test_positional_encoding_is_part_of_the_checkpoint_and_not_learnt() -> None:
     decoder = Decoder(WIDTH, 1)
     assert "position.gaussian" in decoder.state_dict()
