@@ -33,6 +33,9 @@ PARTS = [Encoder, DictionaryGenerator, Decoder]
 PIECE_BYTES = 8 << 20
 """How much of an MLP's widest tensor a CPU works on at once; more falls out of its cache."""
 
+PIECE_TOKENS, MANY_TOKENS = 2048, 1 << 15
+"""How many tokens of an image a CPU works on at once where it has that many, which no cache holds, or more."""
+
 
 @torch.no_grad()
 def fold(network: D2LS, dtype: torch.dtype = torch.float32) -> FoldedD2LS:
@@ -257,9 +260,25 @@ class FoldedBlock(nn.Module):
 
     def answer(self, image: Tensor, tokens: Tensor, token_position: Tensor, of_image: Tensor | None) -> Tensor:
         """The second half alone: the new image. of_image: None for pixels that lie nowhere."""
-        image += self.image_queries_dictionary(image, tokens + token_position, tokens, of_image)
-        normed: Tensor = self.norm_image(image)
-        return normed
+        attention = self.image_queries_dictionary
+        asked = attention.asked(tokens + token_position, tokens)
+        of_image = attention.nowhere if of_image is None else of_image
+        for start, stop in pieces(image):
+            piece = image[:, start:stop]
+            piece += attention(piece, asked, of_image[..., start:stop] if of_image.shape[-1] > 1 else of_image)
+            normed: Tensor = self.norm_image(piece)
+            if len(normed[0]) == len(image[0]):
+                return normed
+            piece.copy_(normed)
+        return image
+
+
+def pieces(image: Tensor, width: int = 1) -> list[tuple[int, int]]:
+    """Where a CPU cuts an image's tokens (B, M, C'): each piece's first and the next one's, multiples of `width`."""
+    count = image.shape[1]
+    at_once = image.device.type != "cpu" or count < MANY_TOKENS or torch.compiler.is_compiling()
+    step = count if at_once else max(1, PIECE_TOKENS // width) * width
+    return [(start, min(start + step, count)) for start in range(0, count, step)]
 
 
 class TokensQueryImage(nn.Module):
@@ -285,7 +304,9 @@ class TokensQueryImage(nn.Module):
 
     def forward(self, query: Tensor, image: Tensor, position: Tensor) -> Tensor:
         image = image.to(self.dtype)
-        found = scores(self.query(query), self.probe, image, position)  # (B, heads*N, M)
+        tokens = per_head(self.query(query), axis=2)  # (B, N, heads, d)
+        asking = probes(tokens, self.probe).to(self.dtype)
+        found = scores(tokens.to(self.dtype), asking, image, position)  # (B, heads*N, M)
         if torch.compiler.is_exporting():
             # OpenVINO takes a softmax between two products for an attention with many queries: 2.5 times the time.
             weights = (found - found.amax(-1, keepdim=True)).exp()
@@ -317,25 +338,34 @@ class ImageQueriesTokens(nn.Module):
         places = position.projected(self.query.weight, height, width)
         return places.add_(per_head(self.query.bias)[..., None]).to(self.dtype)
 
-    def forward(self, image: Tensor, key: Tensor, value: Tensor, position: Tensor | None) -> Tensor:
-        position = self.nowhere if position is None else position
-        found = scores(self.key(key), self.probe, image.to(self.dtype), position)
-        weights = per_head(found, axis=1).softmax(-2).flatten(1, 2)  # (B, heads*N, M)
+    def asked(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What is the same for all pixels: keys (B, N, heads, d), probes and values (B, heads*N, C')."""
+        keys = per_head(self.key(key), axis=2)
         values = torch.einsum("bnhd,hdc->bhnc", per_head(self.value(value), axis=2), self.out) + self.bias
-        return torch.bmm(weights.transpose(1, 2), values.flatten(1, 2).to(self.dtype))
+        return keys.to(self.dtype), probes(keys, self.probe).to(self.dtype), values.flatten(1, 2).to(self.dtype)
+
+    def forward(self, image: Tensor, asked: tuple[Tensor, Tensor, Tensor], position: Tensor) -> Tensor:
+        keys, probes, values = asked
+        found = scores(keys, probes, image.to(self.dtype), position)
+        weights = per_head(found, axis=1).softmax(-2).flatten(1, 2)  # (B, heads*N, M)
+        return torch.bmm(weights.transpose(1, 2), values)
 
 
-def scores(tokens: Tensor, probe: Tensor, image: Tensor, position: Tensor) -> Tensor:
-    """Products of projected tokens (B, N, C'/2) with every pixel of the image and its place: (B, heads*N, M).
-
-    position: (heads, d, M), or (heads, d, 1) where all pixels are at one place.
+def probes(tokens: Tensor, probe: Tensor) -> Tensor:
+    """Projected tokens (B, N, heads, d) -> what a pixel is multiplied with for its scores, (B, heads*N, C').
 
     Projecting the tokens and not the pixels, as `Attention` does, is the cheaper order up to 16 classes.
     """
-    tokens = per_head(tokens, axis=2)  # (B, N, heads, d)
-    probes = torch.einsum("bnhd,hdc->bhnc", tokens, probe).flatten(1, 2)  # (B, heads*N, C')
-    placed = torch.einsum("bnhd,hdm->bhnm", tokens.to(image.dtype), position).flatten(1, 2)
-    return torch.baddbmm(placed, probes.to(image.dtype), image.transpose(1, 2))
+    return torch.einsum("bnhd,hdc->bhnc", tokens, probe).flatten(1, 2)
+
+
+def scores(tokens: Tensor, probes: Tensor, image: Tensor, position: Tensor) -> Tensor:
+    """Products of tokens with every pixel of the image and its place: (B, heads*N, M), all of one type.
+
+    position: (heads, d, M), or (heads, d, 1) where all pixels are at one place.
+    """
+    placed = torch.einsum("bnhd,hdm->bhnm", tokens, position).flatten(1, 2)
+    return torch.baddbmm(placed, probes, image.transpose(1, 2))
 
 
 class FoldedUpsampler(nn.Module):
@@ -352,18 +382,24 @@ class FoldedUpsampler(nn.Module):
         # Of each of a pixel's four parts, every fourth channel is of the same one of its four parts again.
         parts = torch.eye(4, device=classes.device)
         spread = torch.einsum("bnc,st->bsnct", classes, parts).flatten(3).flatten(1, 2)  # (B, 4*N, C'/4)
-        x = F.gelu(F.gelu(self.norm(torch.unflatten(image, -1, (4, -1)))))  # (B, h*w, 4, C'/4)
         if torch.compiler.is_exporting():  # graphs have no place to put planes into, but runtimes have a pixel shuffle
+            x = self.shuffled(image)
             planes = torch.stack([torch.bmm(spread, part.transpose(1, 2)) for part in x.unbind(2)], 1)
             planes = planes.view(len(x), 2, 2, 2, 2, -1, height, width).permute(0, 5, 1, 3, 2, 4, 6, 7)
             return F.pixel_shuffle(planes.flatten(1, 5), 4)
-        logits = x.new_empty(*classes.shape[:2], height, 4, width, 4)
-        for first, part in enumerate(x.unbind(2)):
-            planes = torch.bmm(spread, part.transpose(1, 2)).view(len(x), 4, -1, height, width)
-            # Plane by plane: one copy of all would run along sides of 2 pixels, and takes 16 times as long.
-            for second, plane in enumerate(planes.unbind(1)):
-                logits[..., first // 2 * 2 + second // 2, :, first % 2 * 2 + second % 2] = plane
+        logits = image.new_empty(*classes.shape[:2], height, 4, width, 4)
+        for start, stop in pieces(image, width):
+            rows = logits[:, :, start // width : stop // width]
+            for first, part in enumerate(self.shuffled(image[:, start:stop]).unbind(2)):
+                planes = torch.bmm(spread, part.transpose(1, 2)).view(len(part), 4, -1, *rows.shape[2:5:2])
+                # Plane by plane: one copy of all would run along sides of 2 pixels, and takes 16 times as long.
+                for second, plane in enumerate(planes.unbind(1)):
+                    rows[..., first // 2 * 2 + second // 2, :, first % 2 * 2 + second % 2] = plane
         return logits.flatten(4).flatten(2, 3)
+
+    def shuffled(self, image: Tensor) -> Tensor:
+        """(B, M, C') -> (B, M, 4, C'/4): the four parts of each token, as the classes are multiplied with them."""
+        return F.gelu(F.gelu(self.norm(torch.unflatten(image, -1, (4, -1)))))
 
 
 def image_tokens(features: Tensor) -> Tensor:
@@ -381,9 +417,11 @@ def scaled(layer: nn.Linear, scale: float) -> nn.Linear:
 def folded_backbone(encoder: Encoder, in_channels: int, dtype: torch.dtype) -> Encoder:
     """The encoder itself, without mapping and aggregator, and its backbone ready to run."""
     del encoder.mapping, encoder.aggregator
-    if not isinstance(encoder.backbone, EfficientNetLite):
-        fold_mlps(encoder.backbone)
-    encoder.backbone = with_folded_norms(encoder.backbone, in_channels)
+    backbone = encoder.backbone = with_folded_norms(encoder.backbone, in_channels)
+    if isinstance(backbone, EfficientNetLite):
+        backbone.turn()
+    else:
+        fold_mlps(backbone)
     if not encoder.slow_in_bfloat16:  # those run in float32 on a CPU
         for module in encoder.backbone.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2ls_infer.nn import D2LS, FoldedD2LS, fold, inference_form
-from d2ls_infer.nn.folded import SIZES, PiecewiseMlp, Unfolded, with_folded_norms
+from d2ls_infer.nn.folded import SIZES, PiecewiseMlp, Unfolded, pieces, with_folded_norms
 
 MakeNetwork = Callable[..., D2LS]
 RandomPixels = Callable[..., Tensor]
@@ -223,6 +223,27 @@ def test_mlp_by_pieces_is_the_mlp(monkeypatch: pytest.MonkeyPatch) -> None:
     for limit in (1, 4 * 4 * 32, 1 << 30):  # pieces of one pixel, of four, of all
         monkeypatch.setattr("d2ls_infer.nn.folded.PIECE_BYTES", limit)
         torch.testing.assert_close(PiecewiseMlp(mlp)(x), mlp(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (40, 200), (33, 32)])
+@pytest.mark.parametrize("tokens", [24, 100, 1 << 20])
+def test_an_image_in_pieces_gives_the_logits_of_the_whole(
+    make_network: MakeNetwork,
+    random_pixels: RandomPixels,
+    monkeypatch: pytest.MonkeyPatch,
+    height: int,
+    width: int,
+    tokens: int,
+) -> None:
+    folded, pixels = fold(liven(make_network())), random_pixels(2, 3, height, width)
+    expected, given = folded(pixels), folded.embeddings(pixels).mean(0)
+    answered = folded(pixels, given)
+    monkeypatch.setattr("d2ls_infer.nn.folded.MANY_TOKENS", 1)
+    monkeypatch.setattr("d2ls_infer.nn.folded.PIECE_TOKENS", tokens)
+    cuts = pieces(torch.empty(1, 200, 4), 10)
+    assert [start for start, _ in cuts] == [stop - min(200, max(10, tokens // 10 * 10)) for _, stop in cuts]
+    assert_close(folded(pixels), expected)
+    assert_close(folded(pixels, given), answered)
 
 
 # What it costs

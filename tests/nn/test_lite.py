@@ -67,5 +67,30 @@ def test_random_weights_begin_as_those_of_timm() -> None:
             assert abs(mine.mean().item()) < 0.25 * mine.std().item(), key
 
 
+@pytest.mark.parametrize("name", SIZES)
+def test_turned_features_are_the_same(random_pixels: RandomPixels, name: str) -> None:
+    network, _ = both(name, 3)
+    network.eval().double()
+    pixels = random_pixels(2, 3, 96, 32).double()
+    with torch.no_grad():
+        expected = network(pixels)
+        network.turn()
+        torch.testing.assert_close(network(pixels), expected, atol=1e-9, rtol=1e-9)
+
+
+def test_a_turned_network_pads_no_tensor(random_pixels: RandomPixels) -> None:
+    network = EfficientNetLite("tf_efficientnet_lite0", 3).eval()
+    pixels = random_pixels(1, 3, 64, 64)
+
+    def padded() -> int:
+        with torch.no_grad(), torch.profiler.profile() as profile:
+            network(pixels)
+        return sum(event.count for event in profile.key_averages() if event.key == "aten::constant_pad_nd")
+
+    assert padded() == 5
+    network.turn()
+    assert padded() == 0
+
+
 def test_other_names_are_timms() -> None:
     assert not isinstance(create_backbone("efficientnet_lite0", in_channels=3, pretrained=False), EfficientNetLite)
