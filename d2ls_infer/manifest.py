@@ -46,10 +46,11 @@ class ModelDescription:
     """What a weights file says of itself.
 
     config: the network's, see `D2LSConfig`. bands: names in channel order. value_range: the lowest and highest pixel
-    value; mean and std: per band, on 0..1 of that range: the network sees ((v - low) / (high - low) - mean) / std.
-    gsd_m: ground sampling distance of the training data in metres, None where it varies. note: what a user must know
-    beforehand, if anything. shared_dictionary: whether it was trained to score tiles by the dictionary of their scene.
-    stated_tile_size: see `tile_size`; None for the usual.
+    value; gamma: the power that values on 0..1 of that range are raised to; mean and std: per band, after that: the
+    network sees (((v - low) / (high - low)) ** gamma - mean) / std. gsd_m: ground sampling distance of the training
+    data in metres, None where it varies. note: what a user must know beforehand, if anything. shared_dictionary:
+    whether it was trained to score tiles by the dictionary of their scene. stated_tile_size: see `tile_size`; None for
+    the usual.
     """
 
     config: Mapping[str, Any]
@@ -66,6 +67,7 @@ class ModelDescription:
     note: str = ""
     shared_dictionary: bool = False
     stated_tile_size: int | None = None
+    gamma: float = 1.0
 
     def __post_init__(self) -> None:
         if self.tile_size < 1:
@@ -78,6 +80,8 @@ class ModelDescription:
             raise WeightsError(f"gsd_m must be a number of metres above 0, got {self.gsd_m}")
         if not self.value_range[0] < self.value_range[1]:
             raise WeightsError(f"value_range goes from a lower to a higher number, got {list(self.value_range)}")
+        if not 0 < self.gamma < math.inf:
+            raise WeightsError(f"gamma must be a number above 0, got {self.gamma}")
         if any(not value > 0 for value in self.std):
             raise WeightsError(f"std must be above 0, got {shortened(list(self.std))}")
         counts = self.config.get("num_classes"), self.config.get("in_channels", 3)
@@ -104,6 +108,7 @@ class ModelDescription:
             "ignore_index": self.labels.ignore_index,
             "bands": list(self.bands),
             "value_range": list(self.value_range),
+            **({} if self.gamma == 1 else {"gamma": self.gamma}),
             "mean": list(self.mean),
             "std": list(self.std),
             "gsd_m": self.gsd_m,
@@ -128,6 +133,7 @@ class ModelDescription:
             ),
             "bands": reader.take_all("bands", str),
             "value_range": reader.take_all("value_range", float, length=2),
+            "gamma": reader.take("gamma", float, default=1.0),
             "mean": reader.take_all("mean", float),
             "std": reader.take_all("std", float),
             "gsd_m": reader.take("gsd_m", float, default=None),

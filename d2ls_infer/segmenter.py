@@ -89,15 +89,19 @@ class D2LSSegmenter:
         mean, std = (
             torch.tensor(values, device=self.device).view(-1, 1, 1) for values in (description.mean, description.std)
         )
-        # ((v - low) / (high - low) - mean) / std as one product and one sum
-        self.gain = 1 / ((high - low) * std)
-        self.offset = -(low / (high - low) + mean) / std
+        self.gamma, self.low, self.extent = description.gamma, low, high - low
+        # With a gamma of 1, (((v - low) / extent) ** gamma - mean) / std is one product and one sum of v.
+        self.gain = 1 / std if self.gamma != 1 else 1 / (self.extent * std)
+        self.offset = -mean / std if self.gamma != 1 else -(low / self.extent + mean) / std
 
     def normalise(self, batch: Tensor) -> Tensor:
         """(B, bands, H, W) raw pixel values -> the same shape as the network takes it, float32 on its device."""
         if self.uploads is not None and batch.device.type == "cpu":
             batch = self.uploads(batch)
-        pixels = batch.to(self.device, non_blocking=True).float() * self.gain + self.offset
+        pixels = batch.to(self.device, non_blocking=True).float()
+        if self.gamma != 1:
+            pixels = ((pixels - self.low) / self.extent).clamp_(min=0).pow_(self.gamma)
+        pixels = pixels * self.gain + self.offset
         return pixels.contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()

@@ -71,6 +71,7 @@ def descriptions(draw: st.DrawFn) -> ModelDescription:
         value_range=(low, low + draw(st.floats(0.5, 1e6))),
         mean=tuple(draw(st.lists(numbers, min_size=len(bands), max_size=len(bands)))),
         std=tuple(draw(st.lists(positive, min_size=len(bands), max_size=len(bands)))),
+        gamma=draw(positive),
         gsd_m=draw(st.none() | positive),
         metrics=tuple(
             Metric(name=name, value=value, split=split, protocol="")
@@ -160,6 +161,8 @@ def test_unknown_key_is_named_at_any_depth(changes: dict[str, Any], message: str
         ({"value_range": [0, float("inf")]}, "value_range must be float, got inf"),
         ({"value_range": [0.0]}, "value_range has 1 values, not 2"),
         ({"value_range": [5.0, 5.0]}, r"lower to a higher number, got \[5\.0, 5\.0\]"),
+        ({"gamma": 0}, "gamma must be a number above 0, got 0.0"),
+        ({"gamma": "0.5"}, "gamma must be float, got '0.5'"),
         ({"gsd_m": True}, "gsd_m must be float, got True"),
         ({"gsd_m": float("nan")}, "gsd_m must be float, got nan"),
         ({"gsd_m": -0.5}, "gsd_m"),

@@ -111,6 +111,17 @@ def test_normalise_goes_by_the_value_range(model: D2LSSegmenter, tiny_weights: P
     torch.testing.assert_close(other.normalise(batch)[0], expected, rtol=1e-5, atol=1e-5)
 
 
+def test_normalise_raises_to_gamma_what_the_range_made_of_the_values(model: D2LSSegmenter) -> None:
+    description = replace(model.description, value_range=(-1000.0, 9000.0), gamma=0.5)
+    other = D2LSSegmenter(model.network, description, name="x", sha256="", device="cpu")
+    # Below the range there is no root.
+    batch = torch.tensor([-1000.0, 0.0, 1500.0, 9000.0, -2000.0]).view(1, 1, 1, 5).expand(1, 3, 1, 5)
+    mean, std = torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1), torch.tensor([0.2, 0.25, 0.3]).view(3, 1, 1)
+    expected = (torch.tensor([0.0, 0.1**0.5, 0.5, 1.0, 0.0]) - mean) / std
+    torch.testing.assert_close(other.normalise(batch)[0], expected, rtol=1e-5, atol=1e-5)
+    assert batch[0, 0, 0, 0] == -1000  # what was given stays as it was
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 45), (31, 2), (32, 32), (33, 65), (100, 7)])
 def test_scores_are_probabilities_at_any_size(model: D2LSSegmenter, pixels: Pixels, shape: tuple[int, int]) -> None:
     scores = model.score(torch.from_numpy(pixels(3, *shape))[None])

@@ -21,7 +21,8 @@ class AugmentConfig:
     is drawn with all classes alike, in place of any pixel of any image. jitter: largest change of contrast (a factor)
     and of brightness (in standard deviations of the crop's band), drawn for all bands together and half as much for
     each. turn: how often a crop is turned by any angle, besides the rotations by 90 degrees that all have. clouds: how
-    often the clouds of another crop are laid over it, see `overcast`.
+    often the clouds of another crop are laid over it, see `overcast`. gamma: the power that values on 0..1 are raised
+    to.
     """
 
     crop: int = 256
@@ -31,6 +32,7 @@ class AugmentConfig:
     jitter: float = 0.15
     turn: float = 0.0
     clouds: float = 0.0
+    gamma: float = 1.0
 
 
 def random_crop(
@@ -41,7 +43,7 @@ def random_crop(
     value_range: tuple[float, float],
     sky: Sky | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One augmented crop: (bands, crop, crop) float32 where 0..1 is the value range, and (crop, crop) int64.
+    """One augmented crop: (bands, crop, crop) float32, where 0..1 is the value range, and (crop, crop) int64.
 
     sky: what clouds are in these images; without it none are laid over crops. Images are drawn by their area, or by
     `balance`. Where a crop reaches past its image, image and labels are mirrored.
@@ -59,7 +61,8 @@ def random_crop(
     if rng.random() < 0.5:
         image, mask = image.flip(2), mask.flip(1)
     low, high = value_range
-    return jitter(((image - low) / (high - low)).clamp(0, 1), config.jitter, rng), mask
+    image = ((image - low) / (high - low)).clamp(0, 1)
+    return jitter(image if config.gamma == 1 else image**config.gamma, config.jitter, rng), mask
 
 
 def turned_crop(pool: ImagePool, size: int, config: AugmentConfig, rng: np.random.Generator) -> tuple[Tensor, Tensor]:

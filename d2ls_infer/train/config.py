@@ -23,7 +23,8 @@ class TrainConfig:
     """Everything that a run's result depends on besides its data. The defaults are the paper's (Section 4.2).
 
     Network: backbone (a timm name), embed_dim C', stages L, reduction r; see `D2LSConfig`. bands: names of the bands to
-    train on; empty takes all that the dataset's images have.
+    train on; empty takes all that the dataset's images have. gamma: the power that their values on 0..1 are raised to;
+    below 1 it shows dark things better.
     Length: epochs; an epoch is `crops_per_epoch` random crops, or, where that is 0, as many as fit side by side into
     the images.
     Optimiser: AdamW with `learning_rate` (for the backbone that times `backbone_rate`, for the attentions of image and
@@ -54,6 +55,7 @@ class TrainConfig:
     stages: int = 3
     reduction: int = 4
     bands: tuple[str, ...] = ()
+    gamma: float = 1.0
 
     epochs: int = 45
     crops_per_epoch: int = 0
@@ -103,7 +105,7 @@ class TrainConfig:
             check(getattr(self, name) >= 1, name, "is at least 1", getattr(self, name))
         for name in NOT_BELOW_0:
             check(getattr(self, name) >= 0, name, "is at least 0", getattr(self, name))
-        for name in ("learning_rate", "final_learning_rate"):
+        for name in ("learning_rate", "final_learning_rate", "gamma"):
             check(getattr(self, name) > 0, name, "is above 0", getattr(self, name))
         check(self.seed < 2**32, "seed", "is below 4294967296", self.seed)
         named = all(self.bands) and len(set(self.bands)) == len(self.bands)

@@ -83,14 +83,17 @@ def steps_per_epoch(pool: ImagePool, config: TrainConfig) -> int:
     return max(1, crops // config.batch_size)
 
 
-def normalisation(pool: ImagePool, value_range: tuple[float, float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each band on 0..1 of the value range, over the labelled pixels of the images."""
+def normalisation(
+    pool: ImagePool, value_range: tuple[float, float], gamma: float = 1.0
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each band over the labelled pixels, on 0..1 of the value range raised to gamma."""
     low, high = value_range
     sums = []
     for index in range(len(pool)):
         image, mask = pool[index]
         # Band by band: in this type a whole scene of many bands would take much memory.
         bands = (np.clip((band[mask != NODATA].astype(np.float64) - low) / (high - low), 0, 1) for band in image)
+        bands = (values**gamma for values in bands)
         sums.append([(values.size, values.sum(), np.square(values).sum()) for values in bands])
     count, total, squares = np.sum(sums, axis=0).T  # each (bands,)
     mean = total / np.maximum(count, 1)

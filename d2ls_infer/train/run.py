@@ -92,14 +92,15 @@ def train(
 
     validation: images to measure on, perhaps none. backbone_file: a timm state dict to start from; without one timm
     fetches its ImageNet weights from the hub. init: a model to start from instead, by name or path; its network's
-    sizes are taken over. validated_on: what to call the validation images beside the numbers. Raises OutputExistsError
-    where the folder holds a run and `resume` is not set, MissingFileError where there is nothing to resume, UsageError
-    for settings or images that do not fit.
+    sizes and its gamma are taken over. validated_on: what to call the validation images beside the numbers. Raises
+    OutputExistsError where the folder holds a run and `resume` is not set, MissingFileError where there is nothing to
+    resume, UsageError for settings or images that do not fit.
     """
     source = init if isinstance(init, WeightsFile) or init is None else find_weights(init)
     if source is not None:
         sizes = D2LSConfig.from_dict(source.description.config).to_dict()
-        config = config.updated({name: sizes[name] for name in ("backbone", "embed_dim", "stages", "reduction")})
+        taken = {name: sizes[name] for name in ("backbone", "embed_dim", "stages", "reduction")}
+        config = config.updated(taken | {"gamma": source.description.gamma})
     file = options.output / f"{dataset.name}.safetensors"
     check_output(file, config, options)
     bands, value_range = bands_of(images, dataset, config)
@@ -289,20 +290,21 @@ def describe(
 ) -> ModelDescription:
     """What the weights file will say; its metrics come later.
 
-    Three bands of bytes are normalised as timm trained the backbone, all others by their mean and deviation over the
-    training images.
+    Three bands of bytes are normalised as timm trained the backbone, all others, and with a gamma those too, by their
+    mean and deviation over the training images.
     """
     pretrained = timm.models.get_pretrained_cfg(config.backbone)
-    if len(bands) == 3 and value_range == (0.0, 255.0) and pretrained is not None:
+    if len(bands) == 3 and value_range == (0.0, 255.0) and config.gamma == 1 and pretrained is not None:
         mean, std = tuple(pretrained.mean), tuple(pretrained.std)
     else:
-        mean, std = normalisation(pool, value_range)
+        mean, std = normalisation(pool, value_range, config.gamma)
     origin = f"started from the model {start}" if start else "backbone started from ImageNet weights"
     return ModelDescription(
         config=network_config(config, len(dataset.labels), len(bands)).to_dict(),
         labels=dataset.labels,
         bands=bands,
         value_range=value_range,
+        gamma=config.gamma,
         mean=mean,
         std=std,
         gsd_m=dataset.gsd_m,

@@ -32,7 +32,7 @@ from d2ls_infer.train.losses import d2ls_loss
 from d2ls_infer.train.module import D2LSModule, parameter_groups, rate_factor
 from d2ls_infer.train.pool import ImagePool
 from d2ls_infer.train.run import RunOptions, fit, make_trainer, train
-from d2ls_infer.weights import read_description
+from d2ls_infer.weights import read_description, save_weights
 
 MakeConfig = Callable[..., TrainConfig]
 MakeAbout = Callable[..., ModelDescription]
@@ -446,13 +446,17 @@ def scenes(tmp_path_factory: pytest.TempPathFactory, write_raster: Callable[...,
     return root, folder_dataset(LabelMap.of(["water", "field", "roof"]), bands=bands, value_range=(0.0, 10000.0))
 
 
+@pytest.mark.parametrize("gamma", [1.0, 0.5])
 def test_other_imagery_is_normalised_by_what_was_measured(
-    tmp_path: Path, scenes: tuple[Path, Dataset], make_config: MakeConfig, backbone_file: Path
+    tmp_path: Path, scenes: tuple[Path, Dataset], make_config: MakeConfig, backbone_file: Path, gamma: float
 ) -> None:
     root, dataset = scenes
-    model = load_model(begin(root, dataset, make_config(epochs=1), tmp_path, backbone_file=backbone_file), device="cpu")
+    config = make_config(epochs=1, gamma=gamma, mosaic=0.0, scales=(1.0, 1.0))
+    model = load_model(begin(root, dataset, config, tmp_path, backbone_file=backbone_file), device="cpu")
     about, pairs = model.description, [image.read() for image in dataset.images(root, "train")]
     values = np.concatenate([image[:, mask != 255] for image, mask in pairs], axis=1).clip(0, 10000) / 10000
+    values **= gamma
+    assert about.gamma == gamma
     assert about.bands == tuple(f"b{number}" for number in range(1, 9))
     assert about.value_range == (0.0, 10000.0)
     assert about.config["in_channels"] == 8
@@ -460,7 +464,7 @@ def test_other_imagery_is_normalised_by_what_was_measured(
     np.testing.assert_allclose(about.std, values.std(1), atol=1e-4)
     # A network sees the same values in training as afterwards.
     pool = ImagePool(pairs.__getitem__, len(pairs))
-    crop, _ = CropDataset(pool, make_config(mosaic=0.0, scales=(1.0, 1.0)), about, 0)[0]
+    crop, _ = CropDataset(pool, config, about, 0)[0]
     raw = np.concatenate([image.reshape(8, -1) for image, _ in pairs], axis=1).clip(0, 10000).astype(np.float32)
     seen = model.normalise(torch.from_numpy(raw)[None, :, None])[0, :, 0]
     for band in range(8):
@@ -546,6 +550,8 @@ def test_a_model_can_be_trained_on_for_other_classes_and_bands(
 ) -> None:  # fmt: skip
     root, dataset = scenes
     dataset = replace(dataset, labels=LabelMap.of(["tree", "Water", "road"]))
+    dark = tmp_path / "folder.safetensors"
+    save_weights(dark, load_file(trained), replace(read_description(trained), gamma=0.5))
     started: dict[str, State] = {}
 
     def remember(self: D2LSModule) -> None:
@@ -555,7 +561,7 @@ def test_a_model_can_be_trained_on_for_other_classes_and_bands(
     caplog.set_level("INFO", "d2ls_infer")
     # The config's network is another one; the model's own sizes count.
     config = make_config(epochs=1, backbone="resnet18", embed_dim=64, stages=2)
-    file = begin(root, dataset, config, tmp_path, val=None, init=trained)
+    file = begin(root, dataset, config, tmp_path / "run", val=None, init=dark)
     assert "started from folder, which knows Water" in caplog.text
     about, state, former = read_description(file), started["network"], load_file(trained)
     assert about.config == {
@@ -566,8 +572,9 @@ def test_a_model_can_be_trained_on_for_other_classes_and_bands(
     head = "dictionary.modulator.head.2.weight"
     assert torch.equal(state[head][4:8], former[head][0:4].float())
     assert not torch.equal(state["dictionary.static"][0], former["dictionary.static"][1].float())
-    settings = json.loads((tmp_path / "config.json").read_text())
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (settings["backbone"], settings["embed_dim"], settings["stages"]) == (BACKBONE, 32, 1)
+    assert settings["gamma"] == about.gamma == 0.5
 
 
 def test_weights_that_cannot_be_fetched_are_told(
