@@ -68,11 +68,10 @@ class Whole(nn.Module):
 
     def __init__(self, segmenter: D2LSSegmenter) -> None:
         super().__init__()
-        self.network, self.smooth = segmenter.network, segmenter.smooth
-        self.gain, self.offset = nn.Buffer(segmenter.gain), nn.Buffer(segmenter.offset)
+        self.normalisation, self.network, self.smooth = segmenter.normalisation, segmenter.network, segmenter.smooth
 
     def forward(self, pixels: Tensor) -> Tensor:
-        logits: Tensor = self.network(pixels * self.gain + self.offset)
+        logits: Tensor = self.network(self.normalisation(pixels))
         scores = logits.softmax(1)
         return mean_of_cells(scores) if self.smooth else scores
 

@@ -49,6 +49,23 @@ class Segmenter(Protocol):
         """
 
 
+class Normalisation(nn.Module):
+    """(B, bands, H, W) float32 raw pixel values -> the same shape as a network takes them, see `ModelDescription`."""
+
+    def __init__(self, description: ModelDescription) -> None:
+        super().__init__()
+        low, high = description.value_range
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (description.mean, description.std))
+        self.gamma, self.low, self.extent = description.gamma, low, high - low
+        extent, low = (self.extent, low / self.extent) if self.gamma == 1 else (1, 0)  # then one product and one sum
+        self.gain, self.offset = nn.Buffer(1 / (extent * std)), nn.Buffer(-(low + mean) / std)
+
+    def forward(self, raw: Tensor) -> Tensor:
+        if self.gamma != 1:
+            raw = ((raw - self.low) / self.extent).clamp(min=0) ** self.gamma
+        return raw * self.gain + self.offset
+
+
 class D2LSSegmenter:
     """A D2LS network with the description of its weights. Scores are probabilities.
 
@@ -85,23 +102,13 @@ class D2LSSegmenter:
         self.name, self.sha256, self.reference = name, sha256, reference
         self.labels, self.bands, self.value_range = description.labels, description.bands, description.value_range
         self.gsd_m, self.tile_size = description.gsd_m, description.tile_size
-        low, high = description.value_range
-        mean, std = (
-            torch.tensor(values, device=self.device).view(-1, 1, 1) for values in (description.mean, description.std)
-        )
-        self.gamma, self.low, self.extent = description.gamma, low, high - low
-        # With a gamma of 1, (((v - low) / extent) ** gamma - mean) / std is one product and one sum of v.
-        self.gain = 1 / std if self.gamma != 1 else 1 / (self.extent * std)
-        self.offset = -mean / std if self.gamma != 1 else -(low / self.extent + mean) / std
+        self.normalisation = Normalisation(description).to(self.device)
 
     def normalise(self, batch: Tensor) -> Tensor:
         """(B, bands, H, W) raw pixel values -> the same shape as the network takes it, float32 on its device."""
         if self.uploads is not None and batch.device.type == "cpu":
             batch = self.uploads(batch)
-        pixels = batch.to(self.device, non_blocking=True).float()
-        if self.gamma != 1:
-            pixels = ((pixels - self.low) / self.extent).clamp_(min=0).pow_(self.gamma)
-        pixels = pixels * self.gain + self.offset
+        pixels: Tensor = self.normalisation(batch.to(self.device, non_blocking=True).float())
         return pixels.contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()

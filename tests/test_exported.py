@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file
 
 from d2ls_infer import backends, load_model, predict_raster
 from d2ls_infer.cli import main
@@ -21,7 +22,7 @@ from d2ls_infer.graphs import GraphFile, read_metadata
 from d2ls_infer.manifest import ModelDescription
 from d2ls_infer.raster import read_array
 from d2ls_infer.smoothing import smoothed
-from d2ls_infer.weights import find_weights
+from d2ls_infer.weights import find_weights, save_weights
 
 SIDE = 64
 
@@ -89,6 +90,22 @@ def test_raw_values_in_probabilities_out(model: Any, tiny_weights: Path) -> None
     found = model.score(raw)
     torch.testing.assert_close(found.sum(1), torch.ones(2, SIDE, SIDE), rtol=0, atol=1e-5)
     torch.testing.assert_close(found, load_model(tiny_weights, device="cpu").score(raw), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("file_format", ["onnx", "openvino"])
+def test_a_file_raises_values_to_the_gamma_of_the_model(file_format: str, tiny_weights: Path, tmp_path: Path) -> None:
+    backend = {"onnx": "onnxruntime", "openvino": "openvino"}[file_format]
+    if not backends.is_installed(backend):
+        pytest.skip(f"needs {backend}: pip install 'd2ls-infer[{backends.EXTRAS[backend]}]'")
+    dark, path = tmp_path / "dark.safetensors", tmp_path / f"dark{ENDINGS[file_format]}"
+    description = replace(find_weights(tiny_weights).description, gamma=0.5, value_range=(50.0, 255.0))
+    save_weights(dark, load_file(tiny_weights), description)
+    export_model(find_weights(dark), path, file_format=file_format, tile_size=SIDE)
+    raw = torch.randint(0, 255, (1, 3, SIDE, SIDE), dtype=torch.uint8)
+    expected = load_model(dark, device="cpu").score(raw)
+    torch.testing.assert_close(load_model(path).score(raw), expected, rtol=0, atol=2e-5)
+    # Random weights tell images hardly apart.
+    assert (load_model(tiny_weights, device="cpu").score(raw) - expected).abs().max() > 5e-4
 
 
 def test_a_file_is_a_model(graph: tuple[Path, str], tiny_weights: Path, scene: Path, tmp_path: Path) -> None:

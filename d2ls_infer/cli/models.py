@@ -139,7 +139,7 @@ def sheet(entry: WeightsEntry) -> str:
         ("size", f"{entry.size} bytes" + (f", {entry.num_params} parameters" if entry.num_params else "")),
         ("network", ", ".join(f"{key} {value}" for key, value in about.config.items())),
         ("bands", ", ".join(about.bands)),
-        ("values", f"{low:g} to {high:g}"),
+        ("values", f"{low:g} to {high:g}" + (f", gamma {about.gamma:g}" if about.gamma != 1 else "")),
         ("GSD", f"{about.gsd_m:g} m" if about.gsd_m else "any"),
         ("licence", about.license + (" (not for every use)" if is_restricted(about.license) else "")),
         ("trained on", about.training_data),

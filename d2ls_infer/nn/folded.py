@@ -305,8 +305,8 @@ class TokensQueryImage(nn.Module):
     def forward(self, query: Tensor, image: Tensor, position: Tensor) -> Tensor:
         image = image.to(self.dtype)
         tokens = per_head(self.query(query), axis=2)  # (B, N, heads, d)
-        asking = probes(tokens, self.probe).to(self.dtype)
-        found = scores(tokens.to(self.dtype), asking, image, position)  # (B, heads*N, M)
+        probes = probes_of(tokens, self.probe).to(self.dtype)
+        found = scores(tokens.to(self.dtype), probes, image, position)  # (B, heads*N, M)
         if torch.compiler.is_exporting():
             # OpenVINO takes a softmax between two products for an attention with many queries: 2.5 times the time.
             weights = (found - found.amax(-1, keepdim=True)).exp()
@@ -342,7 +342,7 @@ class ImageQueriesTokens(nn.Module):
         """What is the same for all pixels: keys (B, N, heads, d), probes and values (B, heads*N, C')."""
         keys = per_head(self.key(key), axis=2)
         values = torch.einsum("bnhd,hdc->bhnc", per_head(self.value(value), axis=2), self.out) + self.bias
-        return keys.to(self.dtype), probes(keys, self.probe).to(self.dtype), values.flatten(1, 2).to(self.dtype)
+        return keys.to(self.dtype), probes_of(keys, self.probe).to(self.dtype), values.flatten(1, 2).to(self.dtype)
 
     def forward(self, image: Tensor, asked: tuple[Tensor, Tensor, Tensor], position: Tensor) -> Tensor:
         keys, probes, values = asked
@@ -351,7 +351,7 @@ class ImageQueriesTokens(nn.Module):
         return torch.bmm(weights.transpose(1, 2), values)
 
 
-def probes(tokens: Tensor, probe: Tensor) -> Tensor:
+def probes_of(tokens: Tensor, probe: Tensor) -> Tensor:
     """Projected tokens (B, N, heads, d) -> what a pixel is multiplied with for its scores, (B, heads*N, C').
 
     Projecting the tokens and not the pixels, as `Attention` does, is the cheaper order up to 16 classes.
