@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from d2ls_infer.nn import D2LS, D2LSConfig
 
@@ -32,3 +33,22 @@ def random_pixels() -> Callable[..., torch.Tensor]:
         return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
     return pixels
+
+
+@pytest.fixture
+def random_norms() -> Callable[[nn.Module], nn.Module]:
+    """The module itself, its batch norms as training leaves them."""
+
+    def randomised(module: nn.Module) -> nn.Module:
+        draw = torch.Generator().manual_seed(7)
+        for norm in module.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                assert norm.running_mean is not None
+                assert norm.running_var is not None
+                norm.weight.data.uniform_(0.5, 1.5, generator=draw)
+                norm.bias.data.normal_(0, 0.3, generator=draw)
+                norm.running_mean.normal_(0, 0.3, generator=draw)
+                norm.running_var.uniform_(0.5, 2, generator=draw)
+        return module
+
+    return randomised

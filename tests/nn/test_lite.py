@@ -12,27 +12,24 @@ from torch import Tensor, nn
 from d2ls_infer.nn.encoder import STRIDES, Encoder, create_backbone
 from d2ls_infer.nn.lite import SIZES, EfficientNetLite
 
+RandomNorms = Callable[[nn.Module], nn.Module]
 RandomPixels = Callable[..., Tensor]
 
 
-def both(name: str, bands: int) -> tuple[EfficientNetLite, nn.Module]:
+def both(name: str, bands: int, random_norms: RandomNorms) -> tuple[EfficientNetLite, nn.Module]:
     """Ours and timm's, by the same weights and statistics."""
     torch.manual_seed(0)
-    theirs = timm.create_model(name, features_only=True, in_chans=bands, out_indices=(1, 2, 3, 4))
-    for norm in theirs.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            nn.init.uniform_(norm.weight, 0.5, 1.5)
-            nn.init.normal_(norm.bias, std=0.5)
-            nn.init.normal_(norm.running_mean, std=0.2)  # type: ignore[arg-type]
-            nn.init.uniform_(norm.running_var, 0.5, 2)  # type: ignore[arg-type]
+    theirs = random_norms(timm.create_model(name, features_only=True, in_chans=bands, out_indices=(1, 2, 3, 4)))
     ours = EfficientNetLite(name, bands)
     ours.load_state_dict(theirs.state_dict())
     return ours, theirs
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_features_and_gradients_are_those_of_timm(random_pixels: RandomPixels, name: str) -> None:
-    ours, theirs = both(name, 4)
+def test_features_and_gradients_are_those_of_timm(
+    random_norms: RandomNorms, random_pixels: RandomPixels, name: str
+) -> None:
+    ours, theirs = both(name, 4, random_norms)
     assert list(ours.state_dict()) == list(theirs.state_dict())  # also their order, which optimisers keep
     pixels = random_pixels(2, 4, 64, 96)
     with torch.no_grad():
@@ -68,8 +65,8 @@ def test_random_weights_begin_as_those_of_timm() -> None:
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_turned_features_are_the_same(random_pixels: RandomPixels, name: str) -> None:
-    network, _ = both(name, 3)
+def test_turned_features_are_the_same(random_norms: RandomNorms, random_pixels: RandomPixels, name: str) -> None:
+    network, _ = both(name, 3, random_norms)
     network.eval().double()
     pixels = random_pixels(2, 3, 96, 32).double()
     with torch.no_grad():
