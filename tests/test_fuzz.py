@@ -290,8 +290,10 @@ def test_configs_of_the_mixin_make_a_network_or_are_refused(
 BASE = json.loads(packaged_manifest_path().read_text(encoding="utf-8"))
 PUBLISHED = next(entry for entry in BASE["models"] if entry.get("file"))
 HUB = {"repo": "someone/toy", "revision": "0123456789" * 4, "filename": "model.safetensors"}
+DARK = PUBLISHED["description"] | {"gamma": 0.5}
 MODELS = [
-    {key: value for key, value in PUBLISHED.items() if key != "file"} | {"name": "far", "aliases": ["f"], "hub": HUB},
+    {key: value for key, value in PUBLISHED.items() if key != "file"}
+    | {"name": "far", "aliases": ["f"], "hub": HUB, "description": DARK},
     PUBLISHED,
     {"name": "later", "summary": "not yet", "unpublished": "wait"},
 ]
@@ -359,6 +361,7 @@ def test_bytes_of_a_manifest_are_read_or_refused(tmp_path: Path) -> None:
             (("bands",), ["a", "a", "b"]), (("bands", 0), " "), (("value_range",), [0]), (("std", 0), 0),
             (("gsd_m",), 0), (("gsd_m",), "1"), (("labels",), []), (("labels", 0, "color"), "red"),
             (("labels", 0, "id"), 1), (("labels", 0, "name"), ""), (("metrics", 0, "value"), "67"),
+            (("gamma",), 0), (("gamma",), "1"),
             (("metrics", 0, "std"), 1), (("config", "backbone"), None), (("config", "stages"), 0),
             (("config", "stages"), None), (("config", "heads"), 8), (("ignore_index",), 1.5), (("mean", 0), True),
         ]),
