@@ -39,7 +39,9 @@ def test_features_and_gradients_are_those_of_timm(
         sum(level.square().mean() for level in network.train()(pixels)).backward()  # type: ignore[union-attr]
     for (key, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         assert mine.grad is not None
-        assert torch.equal(mine.grad, other.grad), key  # type: ignore[arg-type]
+        assert other.grad is not None
+        scale = float(other.grad.abs().max())
+        torch.testing.assert_close(mine.grad, other.grad, rtol=0, atol=1e-4 * scale, msg=key)
 
 
 @pytest.mark.parametrize("name", SIZES)
