@@ -64,7 +64,8 @@ def test_a_quiet_interactor_learns_to_speak() -> None:
 
 
 @pytest.mark.parametrize(
-    ("backbone", "places"), [(BACKBONE, 1), ("test_convnext", 1), ("swin_tiny_patch4_window7_224", 2)]
+    ("backbone", "places"),
+    [(BACKBONE, 1), ("tf_efficientnet_lite0", 1), ("test_convnext", 1), ("swin_tiny_patch4_window7_224", 2)],
 )
 def test_later_branches_are_left_out_more_often_and_none_of_a_trained_network(backbone: str, places: int) -> None:
     network = make_network(backbone, num_classes=2).encoder.backbone.eval()
