@@ -34,6 +34,12 @@ pytestmark = [
 ]
 
 
+def skip_without(file_format: str) -> None:
+    backend = {"onnx": "onnxruntime", "openvino": "openvino"}[file_format]
+    if not backends.is_installed(backend):
+        pytest.skip(f"needs {backend}: pip install 'd2ls-infer[{backends.EXTRAS[backend]}]'")
+
+
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory, write_raster: Callable[..., Path]) -> Path:
     smooth = np.linspace(0, 250, 3 * 130 * 140).reshape(3, 130, 140).astype(np.uint8)
@@ -45,9 +51,7 @@ def graph(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path, scene: Path
 ) -> tuple[Path, str]:
     """An exported file, and what the command said."""
-    backend = {"onnx": "onnxruntime", "openvino": "openvino"}[request.param]
-    if not backends.is_installed(backend):
-        pytest.skip(f"needs {backend}: pip install 'd2ls-infer[{backends.EXTRAS[backend]}]'")
+    skip_without(request.param)
     path = tmp_path_factory.mktemp("graph") / f"tiny{ENDINGS[request.param]}"
     options = ["--format", request.param, "--tile-size", str(SIDE), "--scene", str(scene), "-o", str(path)]
     result = CliRunner().invoke(main, ["export", "-m", str(tiny_weights), *options])
@@ -94,9 +98,7 @@ def test_raw_values_in_probabilities_out(model: Any, tiny_weights: Path) -> None
 
 @pytest.mark.parametrize("file_format", ["onnx", "openvino"])
 def test_a_file_raises_values_to_the_gamma_of_the_model(file_format: str, tiny_weights: Path, tmp_path: Path) -> None:
-    backend = {"onnx": "onnxruntime", "openvino": "openvino"}[file_format]
-    if not backends.is_installed(backend):
-        pytest.skip(f"needs {backend}: pip install 'd2ls-infer[{backends.EXTRAS[backend]}]'")
+    skip_without(file_format)
     dark, path = tmp_path / "dark.safetensors", tmp_path / f"dark{ENDINGS[file_format]}"
     description = replace(find_weights(tiny_weights).description, gamma=0.5, value_range=(50.0, 255.0))
     save_weights(dark, load_file(tiny_weights), description)

@@ -155,12 +155,13 @@ class PositionalEncoding(nn.Module):
             for side, axis in zip((width, height), self.gaussian, strict=True)
         )  # (w, C'/2), (h, C'/2)
         columns = torch.cat((across.sin(), across.cos()), dim=1).T  # (C', w)
+        sin, cos = down.sin(), down.cos()
         heads = per_head(weight)
         found = weight.new_empty(*heads.shape[:2], height * width)
         for head, places in zip(heads, found, strict=True):  # one by one: less memory to touch, and faster for it
             of_sines, of_cosines = head[:, None].chunk(2, dim=-1)  # each (D/heads, 1, C'/2)
-            sines = of_sines * down.cos() - of_cosines * down.sin()  # (D/heads, h, C'/2)
-            cosines = of_sines * down.sin() + of_cosines * down.cos()
+            sines = of_sines * cos - of_cosines * sin  # (D/heads, h, C'/2)
+            cosines = of_sines * sin + of_cosines * cos
             torch.mm(torch.cat((sines, cosines), dim=2).flatten(0, 1), columns, out=places.view(-1, width))
         return found
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2ls_infer.errors import UsageError, shortened
-from d2ls_infer.nn.lite import SIZES, EfficientNetLite
+from d2ls_infer.nn.lite import VARIANTS, EfficientNetLite
 
 STRIDES = (4, 8, 16, 32)
 
@@ -81,7 +81,7 @@ def create_backbone(name: str, *, in_channels: int, pretrained: bool | Path) -> 
     ours, which is timm's but for the time that importing timm takes. Raises UsageError for a name timm does not know
     and for a model without those strides.
     """
-    if name in SIZES and not pretrained:
+    if name in VARIANTS and not pretrained:
         return EfficientNetLite(name, in_channels)
     import timm  # takes seconds
 

@@ -13,7 +13,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SIZES = {
+VARIANTS = {
     "tf_efficientnet_lite0": (1.0, 1.0),
     "tf_efficientnet_lite1": (1.0, 1.1),
     "tf_efficientnet_lite2": (1.1, 1.2),
@@ -33,8 +33,8 @@ STAGES = (
 )
 """Blocks, kernel, stride, width and expansion of each stage, of the smallest."""
 
-LEVELS = {1: 4, 2: 8, 4: 16, 6: 32}
-"""The last stage of each stride."""
+LEVELS = (1, 2, 4, 6)
+"""The last stages of the strides 4, 8, 16 and 32."""
 
 STEM = 32
 
@@ -47,19 +47,20 @@ class EfficientNetLite(nn.Module):
 
     def __init__(self, name: str, in_channels: int) -> None:
         super().__init__()
-        wider, deeper = SIZES[name]
+        wider, deeper = VARIANTS[name]
         self.turned = False
         self.conv_stem = nn.Conv2d(in_channels, STEM, 3, 2, bias=False)
         self.bn1 = norm(STEM)
-        stages, width = [], STEM
+        stages, width, widths = [], STEM, []
         for index, (count, kernel, stride, stage_width, expansion) in enumerate(STAGES):
             blocks: list[nn.Module] = []
             for block in range(math.ceil(count * deeper) if 0 < index < len(STAGES) - 1 else count):
                 before, width = width, in_eights(stage_width * wider)
                 blocks.append(Block(before, width, kernel, 1 if block else stride, expansion))
             stages.append(nn.Sequential(*blocks))
+            widths.append(width)
         self.blocks = nn.Sequential(*stages)
-        self.channels = tuple(in_eights(STAGES[stage][3] * wider) for stage in LEVELS)
+        self.channels = tuple(widths[stage] for stage in LEVELS)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):  # as timm begins
                 fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups

@@ -61,8 +61,7 @@ def random_crop(
     if rng.random() < 0.5:
         image, mask = image.flip(2), mask.flip(1)
     low, high = value_range
-    image = ((image - low) / (high - low)).clamp(0, 1)
-    return jitter(image if config.gamma == 1 else image**config.gamma, config.jitter, rng), mask
+    return jitter(((image - low) / (high - low)).clamp(0, 1) ** config.gamma, config.jitter, rng), mask
 
 
 def turned_crop(pool: ImagePool, size: int, config: AugmentConfig, rng: np.random.Generator) -> tuple[Tensor, Tensor]:

@@ -36,19 +36,25 @@ def random_pixels() -> Callable[..., torch.Tensor]:
 
 
 @pytest.fixture
-def random_norms() -> Callable[[nn.Module], nn.Module]:
-    """The module itself, its batch norms as training leaves them."""
+def liven() -> Callable[[Any], Any]:
+    """Norms, biases and layer scales of a module as training leaves them, not the ones and zeros they start with."""
 
-    def randomised(module: nn.Module) -> nn.Module:
+    @torch.no_grad()
+    def livened(network: nn.Module) -> nn.Module:
         draw = torch.Generator().manual_seed(7)
-        for norm in module.modules():
-            if isinstance(norm, nn.BatchNorm2d):
-                assert norm.running_mean is not None
-                assert norm.running_var is not None
-                norm.weight.data.uniform_(0.5, 1.5, generator=draw)
-                norm.bias.data.normal_(0, 0.3, generator=draw)
-                norm.running_mean.normal_(0, 0.3, generator=draw)
-                norm.running_var.uniform_(0.5, 2, generator=draw)
-        return module
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None
+                assert module.running_var is not None
+                module.running_mean.normal_(0, 0.3, generator=draw)
+                module.running_var.uniform_(0.5, 2, generator=draw)
+            for name, value in module.named_parameters(recurse=False):
+                if name == "gamma":
+                    value.uniform_(0.2, 0.8, generator=draw)
+                elif name == "bias":
+                    value.normal_(0, 0.3, generator=draw)
+                elif value.ndim == 1:
+                    value.uniform_(0.5, 1.5, generator=draw)
+        return network
 
-    return randomised
+    return livened

@@ -16,31 +16,12 @@ from d2ls_infer.nn.folded import SIZES, Unfolded, pieces
 from d2ls_infer.nn.folded_backbone import PiecewiseMlp
 
 MakeNetwork = Callable[..., D2LS]
+Liven = Callable[..., D2LS]
 RandomPixels = Callable[..., Tensor]
 
 LITE = "tf_efficientnet_lite0"
 CONVNEXT = "convnext_tiny"  # the smallest with linear layers; convnext_atto has convolutions in their place
 BACKBONES = ("convnext_atto", LITE, "resnet18", "mobilenetv3_small_050")
-
-
-@torch.no_grad()
-def liven(network: D2LS) -> D2LS:
-    """Norms, biases and layer scales as training leaves them: not the ones and zeros they start with."""
-    draw = torch.Generator().manual_seed(7)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            module.running_mean.normal_(0, 0.3, generator=draw)
-            module.running_var.uniform_(0.5, 2, generator=draw)
-        for name, value in module.named_parameters(recurse=False):
-            if name == "gamma":
-                value.uniform_(0.2, 0.8, generator=draw)
-            elif name == "bias":
-                value.normal_(0, 0.3, generator=draw)
-            elif value.ndim == 1:
-                value.uniform_(0.5, 1.5, generator=draw)
-    return network
 
 
 def assert_close(found: Tensor, expected: Tensor) -> None:
@@ -56,7 +37,7 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("stages", [1, 2, 3])
 @pytest.mark.parametrize("num_classes", [1, 2, 7])
 def test_folded_logits_are_the_networks(
-    make_network: MakeNetwork, random_pixels: RandomPixels, backbone: str, stages: int, num_classes: int
+    liven: Liven, make_network: MakeNetwork, random_pixels: RandomPixels, backbone: str, stages: int, num_classes: int
 ) -> None:
     network = liven(make_network(backbone=backbone, stages=stages, num_classes=num_classes))
     pixels = random_pixels(1, 3, 64, 96)
@@ -68,7 +49,12 @@ def test_folded_logits_are_the_networks(
 @pytest.mark.parametrize("size", [(1, 1), (7, 45), (33, 65), (100, 31), (160, 32)])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_folded_logits_are_the_networks_at_any_size(
-    make_network: MakeNetwork, random_pixels: RandomPixels, backbone: str, size: tuple[int, int], batch: int
+    liven: Liven,
+    make_network: MakeNetwork,
+    random_pixels: RandomPixels,
+    backbone: str,
+    size: tuple[int, int],
+    batch: int,
 ) -> None:
     network = liven(make_network(backbone=backbone))
     pixels = random_pixels(batch, 3, *size)
@@ -77,7 +63,7 @@ def test_folded_logits_are_the_networks_at_any_size(
 
 @torch.no_grad()
 def test_folded_logits_are_the_networks_at_the_width_of_the_paper(
-    make_network: MakeNetwork, random_pixels: RandomPixels
+    liven: Liven, make_network: MakeNetwork, random_pixels: RandomPixels
 ) -> None:
     network = liven(make_network(backbone=CONVNEXT, embed_dim=256, stages=3, reduction=3, in_channels=4))
     pixels = random_pixels(1, 4, 64, 64)
@@ -89,7 +75,7 @@ def test_folded_logits_are_the_networks_at_the_width_of_the_paper(
 @torch.no_grad()
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_layout_of_the_pixels_does_not_matter(
-    make_network: MakeNetwork, random_pixels: RandomPixels, layout: torch.memory_format
+    liven: Liven, make_network: MakeNetwork, random_pixels: RandomPixels, layout: torch.memory_format
 ) -> None:
     network = liven(make_network())
     pixels = random_pixels(2, 3, 64, 64).contiguous(memory_format=layout)
@@ -98,7 +84,7 @@ def test_layout_of_the_pixels_does_not_matter(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_image_does_not_depend_on_the_rest_of_its_batch(
-    make_network: MakeNetwork, random_pixels: RandomPixels, dtype: torch.dtype
+    liven: Liven, make_network: MakeNetwork, random_pixels: RandomPixels, dtype: torch.dtype
 ) -> None:
     folded = fold(liven(make_network()), dtype)
     pixels = random_pixels(3, 3, 64, 45)
@@ -112,7 +98,7 @@ def test_an_image_does_not_depend_on_the_rest_of_its_batch(
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("backbone", ["convnext_atto", LITE])
 def test_products_in_half_precision_are_nearly_the_same(
-    make_network: MakeNetwork, random_pixels: RandomPixels, backbone: str, dtype: torch.dtype
+    liven: Liven, make_network: MakeNetwork, random_pixels: RandomPixels, backbone: str, dtype: torch.dtype
 ) -> None:
     network = liven(make_network(backbone=backbone))
     pixels = random_pixels(1, 3, 64, 64)
@@ -131,7 +117,7 @@ def test_depth_wise_backbones_keep_their_weights_in_float32(make_network: MakeNe
 @pytest.mark.parametrize("backbone", ["convnext_atto", LITE])
 @pytest.mark.parametrize("training", [False, True])
 def test_the_network_stays_as_it_is(
-    make_network: MakeNetwork, random_pixels: RandomPixels, backbone: str, training: bool
+    liven: Liven, make_network: MakeNetwork, random_pixels: RandomPixels, backbone: str, training: bool
 ) -> None:
     network = liven(make_network(backbone=backbone)).train(training)
     before = copy.deepcopy(network.state_dict())
@@ -149,7 +135,9 @@ def test_the_network_stays_as_it_is(
     assert not theirs & {value.data_ptr() for value in folded.state_dict().values() if value.numel()}
 
 
-def test_nothing_in_it_learns_or_changes_with_use(make_network: MakeNetwork, random_pixels: RandomPixels) -> None:
+def test_nothing_in_it_learns_or_changes_with_use(
+    liven: Liven, make_network: MakeNetwork, random_pixels: RandomPixels
+) -> None:
     folded = fold(liven(make_network(backbone=LITE)))
     before = copy.deepcopy(folded.state_dict())
     pixels = random_pixels(2, 3, 64, 64)
@@ -164,7 +152,7 @@ def test_nothing_in_it_learns_or_changes_with_use(make_network: MakeNetwork, ran
 
 
 def test_a_network_in_training_is_folded_as_it_is_in_eval_mode(
-    make_network: MakeNetwork, random_pixels: RandomPixels
+    liven: Liven, make_network: MakeNetwork, random_pixels: RandomPixels
 ) -> None:
     network, pixels = liven(make_network(backbone=LITE)), random_pixels(1, 3, 64, 64)
     expected = fold(network)(pixels)
@@ -183,6 +171,7 @@ def test_it_is_smaller_than_the_network(make_network: MakeNetwork) -> None:
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (40, 200), (33, 32)])
 @pytest.mark.parametrize("tokens", [24, 100, 1 << 20])
 def test_an_image_in_pieces_gives_the_logits_of_the_whole(
+    liven: Liven,
     make_network: MakeNetwork,
     random_pixels: RandomPixels,
     monkeypatch: pytest.MonkeyPatch,
@@ -229,7 +218,9 @@ def test_no_tensor_is_four_times_the_width_at_stride_4(make_network: MakeNetwork
     assert widest.most == embed_dim * 32 * 32
 
 
-def test_positional_terms_are_kept_for_the_last_sizes(make_network: MakeNetwork, random_pixels: RandomPixels) -> None:
+def test_positional_terms_are_kept_for_the_last_sizes(
+    liven: Liven, make_network: MakeNetwork, random_pixels: RandomPixels
+) -> None:
     folded = fold(liven(make_network()))
     sizes = [(32, 32 * n) for n in range(1, SIZES + 3)]
     first = [folded(random_pixels(1, 3, *size)) for size in sizes]
@@ -244,7 +235,7 @@ def test_positional_terms_are_kept_for_the_last_sizes(make_network: MakeNetwork,
 
 
 def test_positional_terms_made_in_inference_mode_serve_outside(
-    make_network: MakeNetwork, random_pixels: RandomPixels
+    liven: Liven, make_network: MakeNetwork, random_pixels: RandomPixels
 ) -> None:
     folded, pixels = fold(liven(make_network())), random_pixels(1, 3, 32, 32)
     with torch.inference_mode():
@@ -255,7 +246,7 @@ def test_positional_terms_made_in_inference_mode_serve_outside(
 @pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_an_accelerator_gives_nearly_the_same(
-    make_network: MakeNetwork, random_pixels: RandomPixels, dtype: torch.dtype
+    liven: Liven, make_network: MakeNetwork, random_pixels: RandomPixels, dtype: torch.dtype
 ) -> None:
     network, pixels = liven(make_network()), random_pixels(1, 3, 64, 64)
     folded: FoldedD2LS = fold(network, dtype)
@@ -320,7 +311,7 @@ def embeddings_of(network: D2LS, pixels: Tensor) -> Tensor:
 @torch.no_grad()
 @pytest.mark.parametrize("stages", [1, 3])
 def test_embeddings_are_those_of_the_network_after_each_step(
-    make_network: MakeNetwork, random_pixels: RandomPixels, stages: int
+    liven: Liven, make_network: MakeNetwork, random_pixels: RandomPixels, stages: int
 ) -> None:
     network = liven(make_network(backbone=LITE, stages=stages, num_classes=4)).eval()
     pixels = random_pixels(2, 3, 96, 64)
@@ -330,7 +321,7 @@ def test_embeddings_are_those_of_the_network_after_each_step(
 @torch.no_grad()
 @pytest.mark.parametrize("stages", [1, 3])
 def test_given_embeddings_answer_pixels_that_lie_nowhere(
-    make_network: MakeNetwork, random_pixels: RandomPixels, stages: int
+    liven: Liven, make_network: MakeNetwork, random_pixels: RandomPixels, stages: int
 ) -> None:
     network = liven(make_network(backbone=LITE, stages=stages, num_classes=4)).eval()
     pixels = random_pixels(2, 3, 96, 64)
@@ -350,7 +341,7 @@ def test_given_embeddings_answer_pixels_that_lie_nowhere(
 
 @torch.no_grad()
 def test_by_given_embeddings_a_pixel_does_not_know_the_rest_of_its_tile(
-    make_network: MakeNetwork, random_pixels: RandomPixels
+    liven: Liven, make_network: MakeNetwork, random_pixels: RandomPixels
 ) -> None:
     """Far from where two tiles differ, and from their edges, their logits are the same; by their own they are not."""
     network = fold(liven(make_network(backbone="convnext_atto", num_classes=4, stages=3)))
@@ -364,7 +355,7 @@ def test_by_given_embeddings_a_pixel_does_not_know_the_rest_of_its_tile(
 
 
 def test_images_that_share_a_dictionary_are_answered_by_the_mean(
-    make_network: MakeNetwork, random_pixels: RandomPixels
+    liven: Liven, make_network: MakeNetwork, random_pixels: RandomPixels
 ) -> None:
     network = liven(make_network(backbone=LITE, num_classes=4, stages=1)).eval()
     pixels = random_pixels(2, 3, 64, 64)

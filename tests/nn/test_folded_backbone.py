@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from d2ls_infer.nn.encoder import create_backbone
 from d2ls_infer.nn.folded_backbone import PiecewiseMlp, with_folded_norms
 
-RandomNorms = Callable[[nn.Module], nn.Module]
+Liven = Callable[[nn.Module], nn.Module]
 RandomPixels = Callable[..., Tensor]
 
 
@@ -20,9 +20,9 @@ RandomPixels = Callable[..., Tensor]
 @pytest.mark.parametrize(
     "name", ["tf_efficientnet_lite2", "resnet101", "tf_efficientnetv2_b0", "mobilenetv3_large_100"]
 )
-def test_all_batch_norms_are_folded(random_norms: RandomNorms, random_pixels: RandomPixels, name: str) -> None:
+def test_all_batch_norms_are_folded(liven: Liven, random_pixels: RandomPixels, name: str) -> None:
     torch.manual_seed(0)
-    backbone = random_norms(create_backbone(name, in_channels=3, pretrained=False)).eval()
+    backbone = liven(create_backbone(name, in_channels=3, pretrained=False)).eval()
     folded = with_folded_norms(backbone, 3)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     pixels = random_pixels(1, 3, 64, 32)

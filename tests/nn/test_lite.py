@@ -10,26 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from d2ls_infer.nn.encoder import STRIDES, Encoder, create_backbone
-from d2ls_infer.nn.lite import SIZES, EfficientNetLite
+from d2ls_infer.nn.lite import VARIANTS, EfficientNetLite
 
-RandomNorms = Callable[[nn.Module], nn.Module]
+Liven = Callable[[nn.Module], nn.Module]
 RandomPixels = Callable[..., Tensor]
 
 
-def both(name: str, bands: int, random_norms: RandomNorms) -> tuple[EfficientNetLite, nn.Module]:
+def both(name: str, bands: int, liven: Liven) -> tuple[EfficientNetLite, nn.Module]:
     """Ours and timm's, by the same weights and statistics."""
     torch.manual_seed(0)
-    theirs = random_norms(timm.create_model(name, features_only=True, in_chans=bands, out_indices=(1, 2, 3, 4)))
+    theirs = liven(timm.create_model(name, features_only=True, in_chans=bands, out_indices=(1, 2, 3, 4)))
     ours = EfficientNetLite(name, bands)
     ours.load_state_dict(theirs.state_dict())
     return ours, theirs
 
 
-@pytest.mark.parametrize("name", SIZES)
-def test_features_and_gradients_are_those_of_timm(
-    random_norms: RandomNorms, random_pixels: RandomPixels, name: str
-) -> None:
-    ours, theirs = both(name, 4, random_norms)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_features_and_gradients_are_those_of_timm(liven: Liven, random_pixels: RandomPixels, name: str) -> None:
+    ours, theirs = both(name, 4, liven)
     assert list(ours.state_dict()) == list(theirs.state_dict())  # also their order, which optimisers keep
     pixels = random_pixels(2, 4, 64, 96)
     with torch.no_grad():
@@ -44,7 +42,7 @@ def test_features_and_gradients_are_those_of_timm(
         torch.testing.assert_close(mine.grad, other.grad, rtol=0, atol=1e-4 * scale, msg=key)
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_widths_are_those_of_the_features(random_pixels: RandomPixels, name: str) -> None:
     encoder = Encoder(name, 32).eval()
     assert isinstance(encoder.backbone, EfficientNetLite)
@@ -66,9 +64,9 @@ def test_random_weights_begin_as_those_of_timm() -> None:
             assert abs(mine.mean().item()) < 0.25 * mine.std().item(), key
 
 
-@pytest.mark.parametrize("name", SIZES)
-def test_turned_features_are_the_same(random_norms: RandomNorms, random_pixels: RandomPixels, name: str) -> None:
-    network, _ = both(name, 3, random_norms)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_turned_features_are_the_same(liven: Liven, random_pixels: RandomPixels, name: str) -> None:
+    network, _ = both(name, 3, liven)
     network.eval().double()
     pixels = random_pixels(2, 3, 96, 32).double()
     with torch.no_grad():
