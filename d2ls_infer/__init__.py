@@ -5,15 +5,17 @@ torch nor GDAL; they come with the first of these names that is used.
 """
 
 import os
+from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from d2ls_infer.api import predict_dataarray, predict_many, predict_raster
     from d2ls_infer.batch import FailedScene
+    from d2ls_infer.job import PredictResult
+    from d2ls_infer.load import load_model
     from d2ls_infer.nn import D2LS
     from d2ls_infer.outputs import ClassArea
-    from d2ls_infer.predict import PredictResult, load_model
     from d2ls_infer.segmenter import D2LSSegmenter, Segmenter
 
 # Torch's own switch for large pages, which it looks at with its first tensor: a third of the time of a tile on a CPU
@@ -37,17 +39,22 @@ __all__ = [
 ]
 
 
+HOMES = {
+    "D2LS": "nn",
+    "ClassArea": "outputs",
+    "D2LSSegmenter": "segmenter",
+    "FailedScene": "batch",
+    "PredictResult": "job",
+    "Segmenter": "segmenter",
+    "load_model": "load",
+    "predict_dataarray": "api",
+    "predict_many": "api",
+    "predict_raster": "api",
+}
+"""The modules of the names above, which are imported when they are first asked for: they load torch or GDAL."""
+
+
 def __getattr__(name: str) -> Any:
-    if name in ("D2LSSegmenter", "Segmenter"):
-        from d2ls_infer import segmenter as home
-    elif name in ("predict_dataarray", "predict_many", "predict_raster"):
-        from d2ls_infer import api as home  # type: ignore[no-redef]
-    elif name == "FailedScene":
-        from d2ls_infer import batch as home  # type: ignore[no-redef]
-    elif name == "D2LS":
-        from d2ls_infer import nn as home  # type: ignore[no-redef]
-    elif name in __all__:
-        from d2ls_infer import predict as home  # type: ignore[no-redef]
-    else:
+    if name not in HOMES:
         raise AttributeError(f"module 'd2ls_infer' has no attribute {name!r}")
-    return getattr(home, name)
+    return getattr(import_module(f"d2ls_infer.{HOMES[name]}"), name)

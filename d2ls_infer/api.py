@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from d2ls_infer import batch, predict
 from d2ls_infer.batch import FailedScene, Model
-from d2ls_infer.predict import PredictResult, Progress
+from d2ls_infer.job import PredictResult
+from d2ls_infer.predict import Progress
 from d2ls_infer.segmenter import Segmenter
 
 if TYPE_CHECKING:

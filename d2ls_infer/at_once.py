@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from d2ls_infer.errors import D2LSError, UsageError
-from d2ls_infer.memory import peak_bytes
+from d2ls_infer.memory import forget_peak, peak_bytes
 from d2ls_infer.tiling import TileGrid
 
 log = logging.getLogger(__name__)
@@ -85,11 +85,12 @@ def fitting_batch(score: Score, batch: Tensor, limit: int, others: int) -> int:
     """How many tiles fit at once, at most those of `batch` (B, bands, h, w): tried, starting with one.
 
     limit: bytes that the process may take. others: what is not the network's. Raises UsageError where one tile is too
-    much already.
+    much already, D2LSError where it does not fit into the device's memory.
     """
+    forget_peak()
     before = peak_bytes()
     fitting, wanted = 1, len(batch)
-    score(batch[:1])
+    Halving(score)(batch[:1])
     if (needed := peak_bytes() + others) > limit:
         raise UsageError(
             f"tiles of {batch.shape[-2]} x {batch.shape[-1]} pixels and a scene of this width need about "
@@ -101,7 +102,10 @@ def fitting_batch(score: Score, batch: Tensor, limit: int, others: int) -> int:
         more = min(2 * fitting, wanted)
         if peak_bytes() + (more - fitting) * per_tile + others > limit:
             break
-        score(batch[:more])
+        try:
+            score(batch[:more])
+        except torch.OutOfMemoryError:
+            break
         fitting = more
     return fitting
 

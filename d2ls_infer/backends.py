@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from d2ls_infer.errors import D2LSError, UsageError, shortened
-from d2ls_infer.files import write_whole
+from d2ls_infer.files import cache_folder, write_whole
 from d2ls_infer.nn import ByEmbeddings, FoldedD2LS, pad_to_stride
 
 log = logging.getLogger(__name__)
@@ -209,6 +208,9 @@ class Graphs:
         self.network, self.make = network, make
         self.graphs: dict[tuple[int, ...], Run] = {}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Graphs, (self.network, self.make)  # graphs do not travel
+
     def __call__(self, pixels: Tensor) -> Tensor:
         height, width = pixels.shape[-2:]
         pixels = pad_to_stride(pixels)  # as D2LS itself does; OpenVINO takes no graph with a reflection in it
@@ -344,7 +346,8 @@ def fastest_backend(make: Callable[[str], Run], pixels: Tensor, dtype: torch.dty
     log.info("backend %s is the fastest for tiles of %d x %d: %s", best, *pixels.shape[-2:], told)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(known | {key: best}, indent=1).encode())
+        # Read again: others may have measured meanwhile.
+        write_whole(file, json.dumps(read_choices(file) | {key: best}, indent=1).encode())
     except OSError as error:
         log.warning("which backend is fastest cannot be remembered: %s", error)
     return best
@@ -363,11 +366,7 @@ def seconds_of(run: Run, pixels: Tensor) -> float:
 
 def choices_file() -> Path:
     """Where measured choices are remembered: ~/.cache/d2ls/backends.json, or under XDG_CACHE_HOME."""
-    try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-    except RuntimeError:  # a user without a home, as in some containers
-        cache = Path(".cache")
-    return cache / "d2ls" / "backends.json"
+    return cache_folder() / "backends.json"
 
 
 def read_choices(file: Path) -> dict[str, str]:

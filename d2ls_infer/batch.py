@@ -10,17 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from d2ls_infer.errors import D2LSError, UsageError
+from d2ls_infer.job import PredictResult, checked, default_output
+from d2ls_infer.load import load_segmenter
 from d2ls_infer.options import PredictOptions
 from d2ls_infer.plan import Plan, plan_raster
-from d2ls_infer.predict import (
-    PredictResult,
-    Progress,
-    check_whole_rasters,
-    checked,
-    default_output,
-    load_segmenter,
-    predict_raster,
-)
+from d2ls_infer.predict import Progress, check_whole_rasters, predict_raster
 from d2ls_infer.segmenter import Segmenter
 from d2ls_infer.store import named, place
 from d2ls_infer.weights import WeightsFile, find_weights
@@ -142,8 +136,8 @@ def looked_at(
     ready, failed = [], []
     for source, path in places(list(map(str, sources)), None if output is None else place(output), name, options):
         try:
-            with checked(known, source, path, options, overwrite=overwrite) as (scene, _):
-                ready.append(Ready(source, path, scene.height * scene.width))
+            with checked(known, name, source, path, options, overwrite=overwrite) as job:
+                ready.append(Ready(source, path, job.scene.height * job.scene.width))
         except D2LSError as error:
             failed.append(FailedScene(source, error))
     return ready, failed

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -22,10 +22,12 @@ from d2ls_infer.errors import D2LSError, OutputExistsError, UsageError, WeightsE
 from d2ls_infer.graphs import RUNTIMES, GraphFile
 from d2ls_infer.manifest import ModelDescription
 from d2ls_infer.options import PredictOptions
-from d2ls_infer.segmenter import D2LSSegmenter, precision_of, predict_array
+from d2ls_infer.segmenter import D2LSSegmenter, choose_device, precision_of, predict_array
 from d2ls_infer.smoothing import mean_of_cells, smoothed
 from d2ls_infer.tiling import TileGrid
 from d2ls_infer.weights import WeightsFile, load_network, warn_of_terms
+
+T = TypeVar("T")
 
 ENDINGS = {"onnx": ".onnx", "openvino": ".xml", "torch.export": ".pt2"}
 """The ending of a file, by format. Beside an .xml lies a .bin of the same name, with the weights."""
@@ -273,22 +275,32 @@ def sample_tiles(about: ModelDescription, scenes: Sequence[str], tile_size: int,
     Raises UsageError for a scene without a whole tile of which half is valid, and what opening a scene raises.
     """
     options, found = PredictOptions(tile_size=tile_size, overlap=0), []
-    for source in scenes:
+    scenes = scenes[:most]
+    for index, source in enumerate(scenes):
         with options.open(source, bands=about.bands, value_range=about.value_range) as scene:
             grid = TileGrid(scene.height, scene.width, tile_size, 0)
-            share = -(-most // len(scenes))
-            step = max(1, len(grid) // share)
-            whole = [
+            whole = (
                 torch.from_numpy(values)[None]
-                for index, (tile, (values, valid)) in enumerate(scene.tiles(grid))
-                if index % step == 0
-                and (tile.height, tile.width) == (tile_size, tile_size)
-                and valid.mean() >= LEAST_VALID
-            ][:share]
-            if not whole:
+                for tile, (values, valid) in scene.tiles(grid)
+                if (tile.height, tile.width) == (tile_size, tile_size) and valid.mean() >= LEAST_VALID
+            )
+            picked = evenly(whole, most // len(scenes) + (index < most % len(scenes)))
+            if not picked:
                 raise UsageError(f"{source} has no valid tile of {tile_size} pixels; give a smaller --tile-size")
-            found += whole
+            found += picked
     return found
+
+
+def evenly(items: Iterable[T], most: int) -> list[T]:
+    """At most that many of the items, as far apart as they can be; twice as many are kept in memory."""
+    kept: list[T] = []
+    step = 1
+    for index, item in enumerate(items):
+        if index % step == 0:
+            kept.append(item)
+        if len(kept) == 2 * most:
+            kept, step = kept[::2], 2 * step
+    return kept if len(kept) <= most else [kept[index * len(kept) // most] for index in range(most)]
 
 
 class ExportedSegmenter:
@@ -316,7 +328,7 @@ class ExportedSegmenter:
         if graph.smooth and not smooth:
             raise UsageError(f"{weights.path} smooths its scores itself; export it with --no-smooth to have them raw")
         self.smooth, self.smooths_after = smooth, smooth and not graph.smooth
-        self.device = torch.device("cpu" if device == "auto" else device)
+        self.device = choose_device("cpu" if device == "auto" else device)
         check_backend(self.backend, self.device, torch.float32)
         self.description, self.name = graph.description, weights.name
         self.sha256, self.reference = weights.sha256, weights.reference

@@ -17,6 +17,7 @@ import numpy as np
 
 from d2ls_infer.errors import RasterError, UsageError
 from d2ls_infer.outputs import Finished
+from d2ls_infer.raster import local_file
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +39,6 @@ def journal_path(output: Path) -> Path:
     return output.with_name(output.name + ".journal")
 
 
-def is_there(path: Path) -> bool:
-    """Whether a journal is there; a map's name may be so long that there cannot be one."""
-    with suppress(OSError):
-        return path.exists()
-    return False
-
-
 def remove_journal(path: Path) -> None:
     """Remove the file, and what SQLite left beside it when it was killed."""
     for file in (path, Path(f"{path}-journal")):
@@ -54,7 +48,7 @@ def remove_journal(path: Path) -> None:
 
 def key_of(output: Path) -> dict[str, Any] | None:
     """The key of the journal beside a map; None where there is none, or none that can be read."""
-    if not is_there(journal_path(output)):
+    if local_file(journal_path(output)) is None:  # the name may be so long that there cannot be one
         return None
     with suppress(sqlite3.Error, TypeError, ValueError), closing(sqlite3.connect(journal_path(output))) as database:
         key: dict[str, Any] = json.loads(*database.execute("SELECT key FROM run").fetchone())
@@ -92,12 +86,12 @@ class Journal:
         self.database: sqlite3.Connection | None = None
         if resume:
             self.take_up()
-        elif is_there(self.path):
+        elif local_file(self.path):
             log.warning("%s, of a run that was stopped, is replaced; --resume would have gone on there", self.path)
 
     def take_up(self) -> None:
         """Open the journal of an earlier run, if there is one of this run's key."""
-        if not is_there(self.path):
+        if local_file(self.path) is None:
             return
         with self.telling():
             self.database = sqlite3.connect(self.path, check_same_thread=False)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from d2ls_infer.errors import UsageError, shortened
+
+if TYPE_CHECKING:
+    import numpy as np
 
 NODATA = 255
 """Value of a pixel of a class map that has no class: outside the scene's valid area."""
@@ -49,6 +52,15 @@ class LabelMap:
         if colors is None:
             colors = [spread_color(index) for index in range(len(names))]
         return cls(tuple(names), tuple(colors))
+
+    def painted(self, classes: np.ndarray) -> np.ndarray:
+        """(h, w) uint8 class indices -> (3, h, w) uint8 in the classes' colours; black where there is none."""
+        import numpy as np
+
+        table = np.zeros((256, 3), np.uint8)
+        table[: len(self)] = self.colors
+        picture: np.ndarray = table[classes].transpose(2, 0, 1)
+        return picture
 
     def to_list(self) -> list[dict[str, Any]]:
         """[{"name": ..., "color": "#rrggbb"}, ...] in index order."""

@@ -14,6 +14,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, cast
 
 from d2ls_infer.errors import MissingFileError, UsageError, WeightsError, shortened
+from d2ls_infer.files import user_folder
 from d2ls_infer.labels import NODATA, LabelMap
 
 PACKAGE = Path(__file__).parent
@@ -338,12 +339,9 @@ def own_manifest(given: str | Path | None = None) -> Path | None:
         if not Path(named).is_file():
             raise MissingFileError(f"no such manifest: {named}" + ("" if given else f" (named by {FILE_VARIABLE})"))
         return Path(named)
-    try:
-        config = Path(os.environ.get("XDG_CONFIG_HOME") or Path("~/.config").expanduser())
-    except RuntimeError:  # a user without a home, as in some containers
-        return None
-    usual = config / "d2ls" / "weights_manifest.json"
-    return usual if usual.is_file() else None
+    config = user_folder("XDG_CONFIG_HOME", "~/.config")
+    usual = config / "d2ls" / "weights_manifest.json" if config else None
+    return usual if usual and usual.is_file() else None
 
 
 @cache

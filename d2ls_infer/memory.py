@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 from d2ls_infer.errors import UsageError
 from d2ls_infer.raster import READ_BYTES, Scene
@@ -19,6 +21,10 @@ KEPT = 1.4
 """What the process holds on to for each byte that is in use: up to 1.25 was seen, at widths of 2,048 to 16,384."""
 
 
+STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+"""Where Linux tells what this process takes, and sets the peak back to that: see proc(5)."""
+
+
 def parse_bytes(text: str | int) -> int:
     """ "2G", "1500MB", "2GiB" or a number -> bytes. Raises UsageError for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", str(text).strip().lower())
@@ -28,12 +34,23 @@ def parse_bytes(text: str | int) -> int:
 
 
 def peak_bytes() -> int:
-    """The most that this process has had in memory so far. Raises UsageError where the system does not tell."""
+    """The most that this process has had in memory since `forget_peak`, or since it began where that does nothing.
+
+    Raises UsageError where the system does not tell.
+    """
+    with suppress(OSError, IndexError):
+        return int(re.findall(r"VmHWM:\s*(\d+) kB", STATUS.read_text())[0]) * 1024
     try:
         import resource
     except ImportError as error:
         raise UsageError("this system does not tell how much memory a process takes; leave out --max-memory") from error
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def forget_peak() -> None:
+    """Let `peak_bytes` begin with what is in memory now, on Linux: what an earlier scene took is none of this one's."""
+    with suppress(OSError):
+        CLEAR_REFS.write_text("5")
 
 
 def rows_bytes(

@@ -10,6 +10,9 @@ import numpy as np
 from d2ls_infer.errors import UsageError
 from d2ls_infer.labels import LabelMap
 
+RESAMPLES = 1000
+"""Sets of images that are drawn for an interval."""
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -66,18 +69,16 @@ class ConfusionMatrix:
         """The scores of everything counted so far."""
         return score_counts(self.counts)
 
-    def interval(
-        self, name: str, *, without: Sequence[int] = (), share: float = 0.95, resamples: int = 1000, seed: int = 0
-    ) -> tuple[float, float]:
-        """Bootstrap interval of a mean score: its range over sets of as many images, drawn with repetition.
+    def interval(self, name: str, *, without: Sequence[int] = (), share: float = 0.95) -> tuple[float, float]:
+        """Bootstrap interval of a mean score: its range over `RESAMPLES` sets of as many images, drawn with repetition.
 
         NaN for fewer than two images, over which nothing can be drawn.
         """
         if len(self.images) < 2:
             return float("nan"), float("nan")
-        rng = np.random.default_rng(seed)
-        times = rng.multinomial(len(self.images), np.full(len(self.images), 1 / len(self.images)), resamples)
-        drawn = np.tensordot(times, np.stack(self.images), axes=1)  # (resamples, N, N + 1)
+        rng = np.random.default_rng(0)
+        times = rng.multinomial(len(self.images), np.full(len(self.images), 1 / len(self.images)), RESAMPLES)
+        drawn = np.tensordot(times, np.stack(self.images), axes=1)  # (RESAMPLES, N, N + 1)
         means = [score_counts(counts).mean(name, without=without) for counts in drawn]
         if not np.isfinite(means).any():
             return float("nan"), float("nan")

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from d2ls_infer.at_once import sample
+from d2ls_infer.at_once import Halving, sample
 from d2ls_infer.errors import UsageError
+from d2ls_infer.job import choose_batch, prepared, rows_memory
 from d2ls_infer.memory import peak_bytes
 from d2ls_infer.options import PredictOptions
-from d2ls_infer.predict import choose_batch, prepared, rows_memory
 from d2ls_infer.segmenter import Segmenter
 from d2ls_infer.store import all_named, named
 
@@ -71,9 +71,10 @@ def plan_raster(
         job.warn(settings)
         batch_size = choose_batch(job, settings)
         batch = sample(job.grid, len(job.segmenter.bands), batch_size)
+        score = Halving(job.segmenter.score)
         for _ in range(2):  # the first one makes ready
             started = time.perf_counter()
-            job.segmenter.score(batch).sum().item()  # waits for the device
+            score(batch).sum().item()  # waits for the device
             seconds = time.perf_counter() - started
         try:
             memory = peak_bytes() + rows_memory(job, settings, batch_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from d2ls_infer import __version__
 from d2ls_infer.datasets import Dataset
 from d2ls_infer.evaluate import Evaluation
-from d2ls_infer.labels import LabelMap
 from d2ls_infer.metrics import ConfusionMatrix
 from d2ls_infer.raster import png_bytes
 
@@ -89,8 +89,8 @@ def render(report: Mapping[str, Any], evaluation: Evaluation) -> str:
             "accuracy": 100 * example.accuracy,
             "pictures": [
                 data_uri(view(example.pixels)),
-                data_uri(colored(example.truth, evaluation.labels)),
-                data_uri(colored(example.predicted, evaluation.labels)),
+                data_uri(evaluation.labels.painted(example.truth)),
+                data_uri(evaluation.labels.painted(example.predicted)),
             ],
         }
         for example in evaluation.worst
@@ -109,19 +109,17 @@ def render(report: Mapping[str, Any], evaluation: Evaluation) -> str:
 
 
 def view(pixels: np.ndarray) -> np.ndarray:
-    """(bands, h, w) -> (3, h, w) uint8: the first three bands (or the first, three times), stretched over 2 to 98 %."""
+    """(bands, h, w) -> (3, h, w) uint8: the first three bands (or the first, three times), stretched over 2 to 98 %.
+
+    What is no number is black.
+    """
     picture = (pixels[:3] if len(pixels) >= 3 else pixels[:1].repeat(3, 0)).astype(np.float64)
-    low, high = np.percentile(picture, [2, 98], axis=(1, 2), keepdims=True)
-    stretched: np.ndarray = (255 * np.clip((picture - low) / np.maximum(high - low, 1e-9), 0, 1)).astype(np.uint8)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN slice")
+        low, high = np.nanpercentile(picture, [2, 98], axis=(1, 2), keepdims=True)
+    shares = np.nan_to_num((picture - low) / np.maximum(high - low, 1e-9))
+    stretched: np.ndarray = (255 * np.clip(shares, 0, 1)).astype(np.uint8)
     return stretched
-
-
-def colored(classes: np.ndarray, labels: LabelMap) -> np.ndarray:
-    """(h, w) class indices -> (3, h, w) uint8 in the classes' colours; black where there is none."""
-    table = np.zeros((256, 3), np.uint8)
-    table[: len(labels)] = labels.colors
-    picture: np.ndarray = table[classes].transpose(2, 0, 1)
-    return picture
 
 
 def data_uri(picture: np.ndarray) -> str:

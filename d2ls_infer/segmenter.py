@@ -94,6 +94,7 @@ class D2LSSegmenter:
             check_backend(backend, self.device, self.dtype)
         self.network = inference_form(network, self.dtype).to(self.device)
         self.backend, self.is_settled = backend, backend != "auto"
+        self.settled_for: tuple[int, int] | None = None
         self.run = runner("torch" if backend == "auto" else backend, self.network)
         self.given: tuple[Tensor, Run] | None = None
         self.uploads = Uploads(self.device) if self.device.type == "cuda" else None
@@ -134,7 +135,7 @@ class D2LSSegmenter:
     @torch.inference_mode()
     def settle(self, height: int, width: int) -> None:
         """Of the backend "auto": from now on the one that is fastest for tiles of that size."""
-        if self.is_settled:
+        if self.is_settled or self.settled_for == (height, width):
             return
         runs = {}
 
@@ -143,9 +144,10 @@ class D2LSSegmenter:
             return runs[backend]
 
         pixels = torch.zeros(1, len(self.bands), height, width, device=self.device)
-        about = {"weights": self.sha256}
-        self.backend = fastest_backend(make, pixels, self.dtype, about)
-        self.run = runs.get(self.backend) or runner(self.backend, self.network)
+        backend = fastest_backend(make, pixels, self.dtype, {"weights": self.sha256})
+        if backend != self.backend:  # else it keeps the graphs that it has
+            self.run = runs.get(backend) or runner(backend, self.network)
+        self.backend, self.settled_for = backend, (height, width)
 
     @property
     def observes(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -10,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from d2ls_infer.errors import RasterError, StoreError, UsageError
+from d2ls_infer.files import cache_folder
 
 MAPS = (".tif", ".tiff")
 """Endings of an address that names a map; all others name a folder."""
@@ -19,7 +19,7 @@ READ_ONLY = ("http", "https")
 
 def staging_root() -> Path:
     """The folder that stands for the stores: ~/.cache/d2ls/stores, or under XDG_CACHE_HOME."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()).absolute() / "d2ls" / "stores"
+    return cache_folder() / "stores"
 
 
 def is_address(output: str | Path) -> bool:
@@ -142,12 +142,10 @@ def upload(path: Path, address: str) -> None:
 
 
 def fetch(address: str, path: Path) -> None:
-    """Copy an object of a store here, with the time when it was made, if it is there."""
+    """Copy an object of a store here, if it is there."""
     with asking(address) as (store, key):
         if store.exists(key):
             store.get_file(key, str(path))
-            made = store.modified(key).timestamp()
-            os.utime(path, (made, made))
 
 
 @contextmanager

@@ -54,6 +54,8 @@ def test_where_memory_runs_out_it_goes_on_with_half_as_many(
 def test_a_tile_that_does_not_fit_is_an_error() -> None:
     with pytest.raises(D2LSError, match="a tile of 4 x 5 pixels does not fit into the device's memory"):
         Halving(narrow(0, []))(torch.rand(3, 3, 4, 5))
+    with pytest.raises(D2LSError, match="a tile of 4 x 5 pixels does not fit into the device's memory"):
+        fitting_batch(narrow(0, []), torch.rand(3, 3, 4, 5), 10**9, 0)
 
 
 def test_a_map_is_the_same_where_memory_runs_out(
@@ -105,6 +107,18 @@ def test_what_does_not_fit_is_not_the_fastest() -> None:
     assert fastest_batch(narrow(1, []), TileGrid(80, 96, 16, 0), 3) == 1
 
 
+@pytest.mark.parametrize(
+    ("fits", "fitting", "tries"), [(8, 8, [1, 2, 4, 8]), (7, 4, [1, 2, 4, 8]), (3, 2, [1, 2, 4]), (1, 1, [1, 2])]
+)
+def test_the_limit_of_a_devices_own_memory_is_found(
+    monkeypatch: pytest.MonkeyPatch, fits: int, fitting: int, tries: list[int]
+) -> None:
+    monkeypatch.setattr(at_once, "peak_bytes", lambda: 0)
+    tried: list[int] = []
+    assert fitting_batch(narrow(fits, tried), torch.zeros((8, 3, 4, 5)), 10**9, 0) == fitting
+    assert tried == tries
+
+
 @pytest.mark.parametrize("size", ["auto", "4", 4])
 def test_a_size_is_a_number_or_auto(size: int | str) -> None:
     assert PredictOptions(batch_size=size).batch_size == ("auto" if size == "auto" else 4)
@@ -121,7 +135,7 @@ def test_a_run_that_goes_on_takes_the_size_it_began_with(
 ) -> None:
     monkeypatch.setattr(journal, "COMMIT_SECONDS", 0.0)
     sizes = iter([3, 5])
-    monkeypatch.setattr("d2ls_infer.predict.fastest_batch", lambda *_: next(sizes))
+    monkeypatch.setattr("d2ls_infer.job.fastest_batch", lambda *_: next(sizes))
     scene = write_raster(tmp_path / "scene.tif", pixels(3, 90, 50))
     segmenter = fakes.TileMean()
     segmenter.sha256 = "ab" * 32

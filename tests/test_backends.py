@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from d2ls_infer import backends, load_model
-from d2ls_infer.backends import Replayed, check_backend, exported, fastest_backend, runner, version_of
+from d2ls_infer.backends import Compiled, Replayed, check_backend, exported, fastest_backend, runner, version_of
 from d2ls_infer.errors import D2LSError, UsageError
 from d2ls_infer.nn import D2LS, D2LSConfig, fold
 
@@ -89,6 +89,15 @@ def test_any_size_and_any_batch(backend: str) -> None:
         pixels = torch.randn(shape).contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(run(pixels), network(pixels), rtol=0, atol=2e-4)
     assert [parameter.stride() for parameter in network.parameters()] == strides
+
+
+@pytest.mark.parametrize("backend", GRAPHS)
+def test_graphs_of_other_runtimes_do_not_travel_with_a_network(backend: str) -> None:
+    run, pixels = runner(installed(backend), nn.Conv2d(3, 4, 1).eval()), torch.randn(1, 3, 32, 32)
+    expected = run(pixels)
+    other = pickle.loads(pickle.dumps(run))
+    assert other.graphs == {}
+    assert torch.equal(other(pixels), expected)
 
 
 def test_the_graph_of_a_convnext_is_the_network() -> None:
@@ -164,6 +173,18 @@ def test_auto_measures_once_and_remembers(
     assert len(json.loads(cache.read_text())) == 3
 
 
+def test_what_others_have_measured_meanwhile_is_remembered_too(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "BACKENDS", ("torch",))
+
+    def make(backend: str) -> Callable[[Tensor], Tensor]:
+        cache.parent.mkdir(parents=True)
+        cache.write_text('{"theirs": "compile"}')
+        return slow(1)
+
+    assert fastest_backend(make, torch.zeros(1, 3, 8, 8), torch.float32, {}) == "torch"
+    assert list(json.loads(cache.read_text()).values()) == ["compile", "torch"]
+
+
 @pytest.mark.parametrize("content", [b"", b"[1]", b"\xff", b'{"a": 1}'])
 def test_a_damaged_memory_is_no_memory(cache: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "find_spec", lambda name: None)
@@ -193,6 +214,28 @@ def test_auto_settles_before_the_first_tile(tiny_weights: Path, monkeypatch: pyt
     labels = model.predict(np.zeros((3, 40, 40), np.uint8), tile_size=32)
     assert model.backend == "torch"
     assert labels.shape == (40, 40)
+
+
+def test_auto_keeps_what_runs_as_long_as_it_is_the_fastest(tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "BACKENDS", ("torch", "compile"))
+    monkeypatch.setattr(torch, "compile", lambda network: network)
+    measured = []
+
+    def seconds_of(run: Callable[[Tensor], Tensor], pixels: Tensor) -> float:
+        measured.append(pixels.shape[-2:])
+        return 2 if isinstance(run, Compiled) == (pixels.shape[-1] == 96) else 1
+
+    monkeypatch.setattr(backends, "seconds_of", seconds_of)
+    model = load_model(tiny_weights, device="cpu", backend="auto")
+    model.settle(64, 64)
+    run = model.run
+    assert isinstance(run, Compiled)
+    for height in (64, 64, 32, 64):
+        model.settle(height, 64)
+        assert model.run is run
+    model.settle(64, 96)
+    assert (model.backend, model.run) == ("torch", model.network)
+    assert measured == [size for size in [(64, 64), (32, 64), (64, 96)] for _ in range(2)]
 
 
 def test_names_have_versions() -> None:

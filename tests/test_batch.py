@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +16,9 @@ from torch import Tensor
 
 from d2ls_infer.batch import FailedScene, plan_many, predict_many
 from d2ls_infer.errors import D2LSError, MissingFileError, OutputExistsError, UsageError, WeightsError
+from d2ls_infer.job import PredictResult
 from d2ls_infer.plan import Plan
-from d2ls_infer.predict import PredictResult
+from d2ls_infer.predict import predict_raster
 
 Write = Callable[..., Path]
 Pixels = Callable[..., np.ndarray]
@@ -118,8 +122,47 @@ def test_with_resume_what_is_there_is_kept_and_the_rest_is_mapped(scenes: list[P
     assert isinstance(first.error, OutputExistsError)
     assert isinstance(second, PredictResult)
     scored = segmenter.scored
-    found = list(predict_many(segmenter, good, resume=True))
+    found = list(predict_many(segmenter, good, resume=True, batch_size=2, max_memory="64G"))
     assert [isinstance(item, PredictResult) and item.was_there for item in found] == [True, True]
+    assert segmenter.scored == scored
+
+
+@pytest.mark.parametrize("changed", ["side file", "option", "area", "pixels"])
+def test_with_resume_files_of_another_run_are_neither_taken_for_its_own_nor_replaced(
+    scenes: list[Path], write_raster: Write, pixels: Pixels, fakes: SimpleNamespace, changed: str
+) -> None:
+    scene, output, area = (scenes[1].with_name(name) for name in ("a.tif", "map.tif", "area.geojson"))
+    segmenter, other = fakes.PerPixel(), fakes.Constant()
+    segmenter.sha256, other.sha256 = "ab" * 32, "cd" * 32
+
+    def write_area(top: int) -> None:
+        corners = [[500_000, 4_599_940], [500_080, 4_599_940], [top, 4_600_000], [500_000, 4_599_940]]
+        crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32618"}}
+        area.write_text(json.dumps({"type": "Polygon", "crs": crs, "coordinates": [corners]}))
+
+    options: dict[str, Any] = {}
+    if changed == "side file":
+        predict_raster(other, scene, output, confidence=True)
+    elif changed == "area":
+        pytest.importorskip("pyogrio")
+        write_area(500_000)
+        options = {"aoi": area}
+    predict_raster(segmenter, scene, output, overwrite=True, **options)
+    if changed == "side file":
+        options = {"confidence": True}
+    elif changed == "option":
+        options = {"cog": True}
+    elif changed == "area":
+        write_area(500_080)
+    else:
+        write_raster(scene, pixels(3, 30, 40)[:, ::-1])
+        os.utime(scene, (1e9, 1e9))
+    before, scored = {path: path.read_bytes() for path in output.parent.glob("map*")}, segmenter.scored
+    (found,) = predict_many(segmenter, [scene], output, resume=True, **options)
+    assert isinstance(found, FailedScene), found
+    assert isinstance(found.error, OutputExistsError)
+    assert f"{output} exists" in str(found.error)
+    assert {path: path.read_bytes() for path in output.parent.glob("map*")} == before
     assert segmenter.scored == scored
 
 

@@ -12,7 +12,7 @@ import pytest
 import rasterio
 
 from d2ls_infer import load_model
-from d2ls_infer.datasets import LabelledImage, read_folder
+from d2ls_infer.datasets import LabelledImage, folder_dataset
 from d2ls_infer.errors import D2LSError, UsageError
 from d2ls_infer.evaluate import evaluate
 from d2ls_infer.labels import LabelMap
@@ -47,6 +47,10 @@ def make_folder(tmp_path: Path, write_raster: Callable[..., Path]) -> MakeFolder
     return make
 
 
+def pairs_of(root: Path) -> list[LabelledImage]:
+    return folder_dataset(LabelMap.of("abcd")).images(root, "all")
+
+
 def read(path: Path) -> np.ndarray:
     with rasterio.open(path) as file:
         return file.read()
@@ -67,7 +71,7 @@ def counted_by_hand(segmenter: D2LSSegmenter, pairs: list[LabelledImage], **opti
 def test_matrix_is_that_of_the_predictions(
     segmenter: D2LSSegmenter, make_folder: MakeFolder, options: dict[str, Any]
 ) -> None:
-    pairs = read_folder(make_folder())
+    pairs = pairs_of(make_folder())
     counts = counted_by_hand(segmenter, pairs, **options)
     assert (counts.sum(0)[:CLASSES] > 0).sum() >= 2, "a network that says one thing would show little"
     evaluation = evaluate(segmenter, pairs, **options)
@@ -77,13 +81,13 @@ def test_matrix_is_that_of_the_predictions(
 
 
 def test_first_bands_of_an_image_are_used(segmenter: D2LSSegmenter, make_folder: MakeFolder) -> None:
-    pairs = read_folder(make_folder(bands=4))
+    pairs = pairs_of(make_folder(bands=4))
     np.testing.assert_array_equal(evaluate(segmenter, pairs).full.counts, counted_by_hand(segmenter, pairs))
 
 
 def test_progress_is_told_after_each_image_with_its_map(segmenter: D2LSSegmenter, make_folder: MakeFolder) -> None:
     told: list[tuple[str, tuple[int, ...]]] = []
-    evaluate(segmenter, read_folder(make_folder()), progress=lambda name, labels: told.append((name, labels.shape)))
+    evaluate(segmenter, pairs_of(make_folder()), progress=lambda name, labels: told.append((name, labels.shape)))
     assert told == list(SHAPES.items())
 
 
@@ -91,13 +95,13 @@ def test_pixels_without_finite_values_count_as_errors(segmenter: D2LSSegmenter, 
     image = np.full((3, 40, 50), 100, np.float32)
     image[:, :10] = np.nan
     root = make_folder(image_a=image, mask_a=np.ones((1, 40, 50), np.uint8))
-    counts = evaluate(segmenter, read_folder(root, ["a"])).full.counts
+    counts = evaluate(segmenter, pairs_of(root)[:1]).full.counts
     assert counts[1, CLASSES] == 10 * 50
     assert counts.sum() == 40 * 50
 
 
 def test_eroded_labels_are_counted_apart(segmenter: D2LSSegmenter, make_folder: MakeFolder) -> None:
-    first, second = read_folder(make_folder())
+    first, second = pairs_of(make_folder())
     evaluation = evaluate(segmenter, [replace(second, name=first.name, eroded=second.mask), second])
     assert evaluation.eroded is not None
     np.testing.assert_array_equal(evaluation.eroded.counts, counted_by_hand(segmenter, [second]))
@@ -105,14 +109,14 @@ def test_eroded_labels_are_counted_apart(segmenter: D2LSSegmenter, make_folder: 
 
 
 def test_image_without_labels_is_mapped_but_not_counted(segmenter: D2LSSegmenter, make_folder: MakeFolder) -> None:
-    first, second = read_folder(make_folder())
+    first, second = pairs_of(make_folder())
     evaluation = evaluate(segmenter, [replace(first, mask=None), second])
     np.testing.assert_array_equal(evaluation.full.counts, counted_by_hand(segmenter, [second]))
     assert evaluation.names == ("a", "b")
 
 
 def test_classes_are_matched_by_name(segmenter: D2LSSegmenter, make_folder: MakeFolder) -> None:
-    pairs = read_folder(make_folder())
+    pairs = pairs_of(make_folder())
     order = [2, 0, 3, 1]
     labels = LabelMap.of([segmenter.labels.names[index].upper() for index in order])
     counts = evaluate(segmenter, pairs, labels=labels).full.counts
@@ -122,21 +126,21 @@ def test_classes_are_matched_by_name(segmenter: D2LSSegmenter, make_folder: Make
 
 def test_other_classes_than_the_models_are_refused(segmenter: D2LSSegmenter, make_folder: MakeFolder) -> None:
     with pytest.raises(UsageError, match=r"the model knows water, .*the labels hold a, b, c, d"):
-        evaluate(segmenter, read_folder(make_folder()), labels=LabelMap.of(["a", "b", "c", "d"]))
+        evaluate(segmenter, pairs_of(make_folder()), labels=LabelMap.of(["a", "b", "c", "d"]))
 
 
 def test_unlabelled_pixels_are_ignored_whatever_the_labels_ignore_index(
     segmenter: D2LSSegmenter, make_folder: MakeFolder
 ) -> None:
     # Masks are read with 255 for "not labelled"; the ignore index of the labels belongs to the training data.
-    pairs = read_folder(make_folder())
+    pairs = pairs_of(make_folder())
     labels = LabelMap(segmenter.labels.names, segmenter.labels.colors, ignore_index=254)
     counts = evaluate(segmenter, pairs, labels=labels).full.counts
     np.testing.assert_array_equal(counts, counted_by_hand(segmenter, pairs))
 
 
 def test_worst_parts_come_first_and_hold_what_was_compared(segmenter: D2LSSegmenter, make_folder: MakeFolder) -> None:
-    pairs = read_folder(make_folder())
+    pairs = pairs_of(make_folder())
     worst = evaluate(segmenter, pairs).worst
     assert sorted(example.name for example in worst) == ["a", "b"]
     assert worst[0].accuracy <= worst[1].accuracy
@@ -163,11 +167,11 @@ def test_image_or_mask_that_does_not_fit_is_named(
     segmenter: D2LSSegmenter, make_folder: MakeFolder, changes: dict[str, np.ndarray], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        evaluate(segmenter, read_folder(make_folder(**changes)))
+        evaluate(segmenter, pairs_of(make_folder(**changes)))
 
 
 def test_file_that_is_no_raster_is_named(segmenter: D2LSSegmenter, make_folder: MakeFolder) -> None:
     root = make_folder()
     (root / "images" / "b.tif").write_text("no raster")
     with pytest.raises(D2LSError, match=r"b\.tif"):
-        evaluate(segmenter, read_folder(root))
+        evaluate(segmenter, pairs_of(root))

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from d2ls_infer import backends, load_model, predict_raster
 from d2ls_infer.cli import main
 from d2ls_infer.errors import OutputExistsError, UsageError, WeightsError
-from d2ls_infer.exported import ENDINGS, Agreement, check_export, export_model, sample_tiles
+from d2ls_infer.exported import ENDINGS, Agreement, check_export, evenly, export_model, sample_tiles
 from d2ls_infer.graphs import GraphFile, read_metadata
 from d2ls_infer.manifest import ModelDescription
 from d2ls_infer.raster import read_array
@@ -134,6 +134,8 @@ def test_a_file_keeps_its_runtime_and_precision(graph: tuple[Path, str]) -> None
         load_model(graph[0], precision="bfloat16")
     with pytest.raises(UsageError, match="smooths its scores itself; export it with --no-smooth"):
         load_model(graph[0], smooth=False)
+    with pytest.raises(UsageError, match="device 'gpu' is not there"):
+        load_model(graph[0], device="gpu")
 
 
 def test_a_file_may_leave_scores_raw(tiny_weights: Path, tmp_path: Path) -> None:
@@ -230,6 +232,24 @@ def test_tiles_are_whole_and_valid(scene: Path, tiny_weights: Path) -> None:
     assert [tile.shape for tile in tiles] == [(1, 3, SIDE, SIDE)] * 3
     with pytest.raises(UsageError, match="has no valid tile of 512 pixels"):
         sample_tiles(about, [str(scene)], 512, 3)
+
+
+def test_tiles_are_from_all_over_a_scene_and_from_all_scenes(scene: Path, tiny_weights: Path) -> None:
+    about = find_weights(tiny_weights).description
+    whole = sample_tiles(about, [str(scene)], SIDE, 9)
+    assert torch.equal(torch.cat(sample_tiles(about, [str(scene)], SIDE, 5)), torch.cat(whole)[[0, 1, 3, 5, 7]])
+    assert torch.equal(torch.cat(sample_tiles(about, [str(scene)] * 3, SIDE, 4)), torch.cat(whole)[[0, 4, 0, 0]])
+    assert len(sample_tiles(about, [str(scene)] * 3, SIDE, 2)) == 2
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 8])
+def test_some_of_many_lie_at_most_twice_as_far_apart_as_others(most: int) -> None:
+    for count in range(1, 70):
+        found = evenly(iter(range(count)), most)
+        assert len(found) == min(count, most)
+        gaps = np.diff([*found, count])
+        assert found[0] == 0
+        assert gaps.max() <= 2 * gaps[: max(1, most - 1)].min()
 
 
 def test_too_few_labels_or_areas_that_are_off_are_not_good() -> None:

@@ -7,6 +7,7 @@ import json
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -105,3 +106,9 @@ def test_text_that_is_no_color_is_refused(text: Any) -> None:
 def test_anything_else_than_a_list_of_names_and_colors_is_refused(items: Any) -> None:
     with pytest.raises(UsageError):
         LabelMap.from_list(items)
+
+
+def test_classes_are_painted_in_their_colours_and_what_is_none_black() -> None:
+    labels = LabelMap(("a", "b"), ((10, 20, 30), (40, 50, 60)))
+    picture = labels.painted(np.array([[0, 1, 255]], np.uint8))
+    assert picture.tolist() == [[[10, 40, 0]], [[20, 50, 0]], [[30, 60, 0]]]

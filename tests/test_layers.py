@@ -11,7 +11,7 @@ import d2ls_infer
 
 PACKAGE = Path(d2ls_infer.__file__).parent
 
-# From the bottom up. The tiling stands above what reads and segments, since both know of tiles.
+# From the bottom up.
 LAYERS = (
     "errors",
     "files",
@@ -41,6 +41,8 @@ LAYERS = (
     "options",
     "notices",
     "exported",
+    "load",
+    "job",
     "predict",
     "plan",
     "batch",
@@ -56,7 +58,7 @@ LAYERS = (
 )
 RANKS = {layer: rank for rank, layer in enumerate(LAYERS)} | {"__main__": len(LAYERS)}
 MAY_KNOW_THE_HUB = {f"{PACKAGE.name}.nn.pretrained"}
-MAY_KNOW_THE_VERSION = {"predict", "report", "cli", "__main__"}
+MAY_KNOW_THE_VERSION = {"job", "report", "cli", "__main__"}
 MAY_DRAW = {f"{PACKAGE.name}.seams.picture", f"{PACKAGE.name}.cli.seams"}
 
 

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from d2ls_infer import predict_raster
+from d2ls_infer import memory, predict_raster
 from d2ls_infer.errors import UsageError
-from d2ls_infer.memory import parse_bytes, peak_bytes
+from d2ls_infer.memory import forget_peak, parse_bytes, peak_bytes
 from d2ls_infer.options import PredictOptions
 
 Write = Callable[..., Path]
@@ -36,6 +36,32 @@ def test_sizes_are_read(text: str | int, count: int) -> None:
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="number of bytes such as"):
         parse_bytes(text)
+
+
+@pytest.mark.skipif(not memory.CLEAR_REFS.exists(), reason="only Linux lets the peak memory fall again")
+def test_what_was_freed_is_not_in_the_peak_once_it_is_forgotten() -> None:
+    taken = np.ones(200 * 10**6, np.uint8)
+    before = peak_bytes()
+    del taken
+    assert peak_bytes() > before - 10**7
+    forget_peak()
+    assert peak_bytes() < before - 100 * 10**6
+
+
+@posix
+@pytest.mark.parametrize("told", [None, "Name: python\nVmRSS: 1 kB\n"], ids=["nothing", "no peak"])
+def test_where_nothing_is_told_of_the_process_the_peak_is_that_since_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str | None
+) -> None:
+    import resource
+
+    if told:
+        (tmp_path / "STATUS").write_text(told)
+    monkeypatch.setattr(memory, "STATUS", tmp_path / "STATUS")
+    monkeypatch.setattr(memory, "CLEAR_REFS", tmp_path / "missing" / "CLEAR_REFS")
+    forget_peak()
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert peak_bytes() == resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit > 10**7
 
 
 @posix

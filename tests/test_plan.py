@@ -9,9 +9,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from d2ls_infer import predict_raster
-from d2ls_infer.errors import OutputExistsError, UsageError
+from d2ls_infer.errors import D2LSError, OutputExistsError, UsageError
 from d2ls_infer.plan import plan_raster
 
 Write = Callable[..., Path]
@@ -66,6 +68,26 @@ def test_a_plan_tells_how_values_are_scaled(
 
 def test_values_of_bytes_are_as_they_are(scene: Path, fakes: SimpleNamespace) -> None:
     assert plan_raster(fakes.PerPixel(value_range=(0.0, 255.0)), scene).scale == "as they are"
+
+
+def test_where_memory_runs_out_a_plan_is_made_of_half_as_many_tiles_at_once(
+    scene: Path, fakes: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmenter = fakes.PerPixel()
+
+    def narrow(batch: Tensor) -> Tensor:
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError
+        scores: Tensor = fakes.PerPixel.scores(segmenter, batch)
+        return scores
+
+    monkeypatch.setattr(segmenter, "scores", narrow)
+    plan = plan_raster(segmenter, scene, tile_size=16, batch_size=8)
+    assert segmenter.batches == [8, 4, *[2] * 8]
+    assert plan.batch_size == 8
+    assert plan.seconds > 0
+    with pytest.raises(D2LSError, match="a tile of 16 x 16 pixels does not fit into the device's memory"):
+        plan_raster(fakes.Failing(torch.OutOfMemoryError(), 0), scene, tile_size=16, batch_size=8)
 
 
 def test_a_plan_is_json(scene: Path, fakes: SimpleNamespace) -> None:

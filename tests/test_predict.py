@@ -25,8 +25,8 @@ from rasterio.errors import NotGeoreferencedWarning
 import d2ls_infer
 from d2ls_infer import predict_raster
 from d2ls_infer.errors import D2LSError, MissingFileError, OutputExistsError, RasterError, UsageError
+from d2ls_infer.job import default_output, prepared, provenance, run_key
 from d2ls_infer.options import PredictOptions
-from d2ls_infer.predict import default_output
 from d2ls_infer.raster import Scale
 from d2ls_infer.tiling import WINDOWS, TileGrid
 
@@ -324,6 +324,15 @@ def test_the_tags_say_how_a_map_was_made(scene: Path, read_map: ReadMap, fakes: 
     assert found.nodata == NODATA
     assert found.categories == list(segmenter.labels.names)
     assert [found.colormap[i][:3] for i in range(3)] == list(segmenter.labels.colors)
+
+
+def test_a_journal_is_of_a_batch_size_and_a_map_of_any(scene: Path, fakes: SimpleNamespace) -> None:
+    few, many = PredictOptions(batch_size=1), PredictOptions(batch_size=2, max_memory="64G")
+    with prepared(fakes.Constant(), scene, None, few, overwrite=False) as job:
+        assert provenance(job, few) == provenance(job, many)
+        keys = [run_key(job, options) for options in (few, many)]
+    assert [key["options"].pop("batch_size") for key in keys] == ["1", "2"]
+    assert keys[0] == keys[1]
 
 
 def test_progress_counts_every_tile(scene: Path, fakes: SimpleNamespace) -> None:

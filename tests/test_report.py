@@ -10,9 +10,8 @@ import pytest
 
 from d2ls_infer.datasets import DATASETS, find_dataset
 from d2ls_infer.evaluate import Evaluation, Example
-from d2ls_infer.labels import LabelMap
 from d2ls_infer.metrics import BoundaryIoU, ConfusionMatrix
-from d2ls_infer.report import PAPER, colored, percent, render, summarise, view
+from d2ls_infer.report import PAPER, percent, render, summarise, view
 
 POTSDAM = find_dataset("potsdam")
 ABOUT = {"model": "toy", "sha256": "ab" * 32, "split": "test", "protocol": "tiles of 512 px"}
@@ -88,12 +87,6 @@ def test_percent_of_numbers_arrays_and_nan() -> None:
     assert percent(float("nan")) is None
 
 
-def test_classes_are_drawn_in_their_colours_and_nothing_is_black() -> None:
-    labels = LabelMap(("a", "b"), ((10, 20, 30), (40, 50, 60)))
-    picture = colored(np.array([[0, 1, 255]], np.uint8), labels)
-    assert picture.tolist() == [[[10, 40, 0]], [[20, 50, 0]], [[30, 60, 0]]]
-
-
 @pytest.mark.parametrize("bands", [1, 2, 3, 8])
 def test_any_number_of_bands_makes_a_picture(bands: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 10_000, (bands, 5, 7), dtype=np.uint16)
@@ -101,3 +94,14 @@ def test_any_number_of_bands_makes_a_picture(bands: int) -> None:
     assert (picture.shape, picture.dtype) == ((3, 5, 7), np.uint8)
     assert picture.max() == 255
     assert view(np.zeros((3, 2, 2), np.float32)).max() == 0, "a flat picture is not stretched to noise"
+
+
+def test_a_pixel_that_is_no_number_does_not_darken_the_picture() -> None:
+    pixels = np.linspace(0, 1, 3 * 40 * 40, dtype=np.float32).reshape(3, 40, 40)
+    gap = pixels.copy()
+    gap[0, 7, 9] = np.nan
+    expected, found = view(pixels).astype(int), view(gap).astype(int)
+    assert found[0, 7, 9] == 0
+    found[0, 7, 9] = expected[0, 7, 9]
+    assert np.abs(found - expected).max() <= 1
+    assert not view(np.full((3, 2, 2), np.nan, np.float32)).any()

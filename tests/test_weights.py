@@ -19,9 +19,9 @@ from d2ls_infer import manifest as manifest_module
 from d2ls_infer import weights as weights_module
 from d2ls_infer.errors import MissingFileError, UnavailableModelError, UsageError, WeightsError
 from d2ls_infer.labels import LabelMap
+from d2ls_infer.load import load_model
 from d2ls_infer.manifest import Manifest, ModelDescription, WeightsEntry
 from d2ls_infer.nn import D2LS, D2LSConfig, count_parameters, weights_of
-from d2ls_infer.predict import load_model
 from d2ls_infer.weights import (
     check_entry,
     file_sha256,

@@ -14,7 +14,7 @@ from d2ls_infer.errors import UsageError
 
 if TYPE_CHECKING:
     from d2ls_infer.batch import FailedScene
-    from d2ls_infer.predict import PredictResult
+    from d2ls_infer.job import PredictResult
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

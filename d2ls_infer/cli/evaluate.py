@@ -11,6 +11,7 @@ import click
 
 from d2ls_infer.cli import options
 from d2ls_infer.errors import MissingFileError, OutputExistsError, UsageError
+from d2ls_infer.files import write_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,7 +100,7 @@ def evaluate(
 
     from d2ls_infer import report as reports
     from d2ls_infer.evaluate import evaluate as measure
-    from d2ls_infer.predict import load_segmenter
+    from d2ls_infer.load import load_segmenter
     from d2ls_infer.segmenter import AugmentedSegmenter, precision_of
 
     segmenter = load_segmenter(weights, device=device, precision=precision, smooth=smooth)  # type: ignore[arg-type]
@@ -135,8 +136,8 @@ def evaluate(
     summary = reports.summarise(result, data, about)
     if report is not None:
         report.mkdir(parents=True, exist_ok=True)
-        (report / "report.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        (report / "report.html").write_text(reports.render(summary, result), encoding="utf-8")
+        write_whole(report / "report.json", (json.dumps(summary, indent=2) + "\n").encode())
+        write_whole(report / "report.html", reports.render(summary, result).encode())
     click.echo(show(summary, result))
 
 
@@ -171,7 +172,7 @@ def write_submission(folder: Path, data: Dataset, name: str, predicted: np.ndarr
 
     path, picture = submission_file(data, name, predicted)
     (folder / path).parent.mkdir(parents=True, exist_ok=True)
-    (folder / path).write_bytes(png_bytes(picture))
+    write_whole(folder / path, png_bytes(picture))
 
 
 def number(value: float | None) -> str:

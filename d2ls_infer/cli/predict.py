@@ -18,8 +18,8 @@ from d2ls_infer.errors import UsageError
 
 if TYPE_CHECKING:
     from d2ls_infer.batch import FailedScene
+    from d2ls_infer.job import PredictResult
     from d2ls_infer.plan import Plan
-    from d2ls_infer.predict import PredictResult
 
 
 @click.command()
@@ -115,7 +115,7 @@ def predict(
     weights = find_weights(model, offline=offline, manifest=manifest)
 
     from d2ls_infer.batch import plan_many, predict_many
-    from d2ls_infer.predict import load_segmenter
+    from d2ls_infer.load import load_segmenter
     from d2ls_infer.raster import find_scenes
     from d2ls_infer.store import place
 
@@ -142,7 +142,7 @@ def predict(
     }
     results: Iterator[PredictResult | Plan | FailedScene]
     if dry_run:
-        results = plan_many(weights, sources, output, **common)
+        results = plan_many(weights, sources, output, **(common | {"overwrite": overwrite or resume}))
     elif distributed:
         results = on_cluster.map_on_cluster(
             weights, sources, output, cluster=cluster, devices=devices, band_rows=band_rows, stall=stall,

@@ -13,8 +13,8 @@ from d2ls_infer.cli.options import table
 
 if TYPE_CHECKING:
     from d2ls_infer.batch import FailedScene
+    from d2ls_infer.job import PredictResult
     from d2ls_infer.plan import Plan
-    from d2ls_infer.predict import PredictResult
 
 
 def show(results: Iterable[PredictResult | Plan | FailedScene], scenes: int, *, as_json: bool, quiet: bool) -> None:

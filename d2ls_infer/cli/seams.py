@@ -99,7 +99,7 @@ def seams(
     if picture is not None:
         check_picture(picture, json_file)
 
-    from d2ls_infer.predict import load_segmenter
+    from d2ls_infer.load import load_segmenter
     from d2ls_infer.seams import measure_seams, try_overlaps
 
     segmenter = load_segmenter(weights, device=device, precision=precision, smooth=smooth)  # type: ignore[arg-type]

@@ -73,7 +73,7 @@ class Crew:
         self.count = 0
         with self.telling():
             self.look_around(at_once=True)
-            has = (worker.get("resources", {}) for worker in client.scheduler_info()["workers"].values())
+            has = (worker.get("resources", {}) for worker in client.scheduler_info(n_workers=-1)["workers"].values())
             self.resources = {"GPU": 1} if any("GPU" in resources for resources in has) else None
 
     def add(self, task: Any, *, first: bool = False, on: str = "", once: bool = False) -> None:

@@ -18,8 +18,8 @@ from d2ls_infer.cluster.pieces import Band, cut
 from d2ls_infer.context import row_spans
 from d2ls_infer.errors import UsageError
 from d2ls_infer.labels import NODATA
+from d2ls_infer.load import load_segmenter
 from d2ls_infer.outputs import STEPS, Finished
-from d2ls_infer.predict import load_segmenter
 from d2ls_infer.segmenter import InContext, Precision, Segmenter, in_context, model_values, tiles_of, whose_dictionary
 from d2ls_infer.tiling import WINDOWS, Tile, TileGrid, rows_sharing_batches
 from d2ls_infer.tiling import blend as blend_tiles

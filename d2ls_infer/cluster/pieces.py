@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 from d2ls_infer.cluster.shared import PLACE, remove_shared
 from d2ls_infer.errors import RasterError
-from d2ls_infer.journal import Journal, is_there, key_of, remove_journal
+from d2ls_infer.journal import Journal, key_of, remove_journal
 from d2ls_infer.outputs import Finished
+from d2ls_infer.raster import local_file
 from d2ls_infer.store import at_hand, names_in, remove
 
 log = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ class Piece(Journal):
 
     def begun(self) -> sqlite3.Connection:
         """A new journal, or the one that another worker has begun meanwhile; it is of our key, as all that are left."""
-        if not is_there(self.path):
+        if local_file(self.path) is None:
             return super().begun()
         self.take_up()
         return self.database or super().begun()

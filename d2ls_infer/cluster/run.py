@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from distributed import Client, wait
+from distributed.protocol import pickle
 
 from d2ls_infer.at_once import usual_batch
 from d2ls_infer.batch import FailedScene, Model, Ready, looked_at
@@ -46,14 +47,14 @@ from d2ls_infer.cluster.worker import (
 )
 from d2ls_infer.cluster.worker import Model as ModelOfWorkers
 from d2ls_infer.errors import D2LSError, RasterError, StoreError, UsageError
+from d2ls_infer.job import Job, PredictResult, finished_before, opened, provenance, run_key
 from d2ls_infer.journal import journal_path, remove_journal
-from d2ls_infer.notices import warn_of_clipping
+from d2ls_infer.load import load_segmenter
 from d2ls_infer.options import PredictOptions
-from d2ls_infer.outputs import Outputs, check_outputs
-from d2ls_infer.predict import Job, PredictResult, finished_before, load_segmenter, provenance, run_key
-from d2ls_infer.raster import Cut, Strip
+from d2ls_infer.outputs import check_outputs
+from d2ls_infer.raster import Strip
 from d2ls_infer.segmenter import Segmenter
-from d2ls_infer.store import address_of, all_named, check_writable, named
+from d2ls_infer.store import address_of, check_writable, named, names_in
 from d2ls_infer.tiling import rows_sharing_batches
 from d2ls_infer.weights import WeightsFile, find_weights
 
@@ -102,7 +103,7 @@ class ClusterOptions:
 
 @dataclass
 class SceneRun:
-    """A scene that is being mapped. resumed: rows that an earlier run had finished.
+    """A scene that is being mapped. resumed: rows that an earlier run had finished; pixels_known: those of whole bands.
 
     Whoever puts it together waits for its bands, from top to bottom, in a thread of its own.
     """
@@ -116,6 +117,7 @@ class SceneRun:
     resumed: int
     height: int
     width: int
+    pixels_known: int = 0
     began: float = field(default_factory=time.perf_counter)
     news: threading.Condition = field(default_factory=threading.Condition)
     given_up: bool = False
@@ -227,11 +229,17 @@ class Run:
             stack.callback(self.give_up)
             with self.crew.telling():
                 plugin = ModelOfWorkers(self.name, self.model, self.load, self.hosts(), self.cluster.threads)
+                check_travels(plugin)
                 self.with_all(GREETING_SECONDS, self.client.register_plugin, plugin, name=self.name)
                 stack.callback(self.with_all, GOODBYE_SECONDS, self.client.unregister_worker_plugin, self.name)
             self.about: About = self.ask("about")
             self.stack = stack.pop_all()
         return self
+
+    @property
+    def takes_up(self) -> bool:
+        """Whether pieces of an earlier run may be used: not those of a segmenter that does not say what it is."""
+        return self.resume and bool(self.about.sha256)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -257,7 +265,9 @@ class Run:
             return {}
         if self.cluster.one_host:
             return {socket.gethostname(): self.model}
-        workers = {info["host"]: address for address, info in self.client.scheduler_info()["workers"].items()}
+        workers = {
+            info["host"]: address for address, info in self.client.scheduler_info(n_workers=-1)["workers"].items()
+        }
         futures = [
             self.client.submit(check_weights, self.model, workers=[address], pure=False) for address in workers.values()
         ]
@@ -304,10 +314,10 @@ class Run:
                 self.help()
             for source in [source for source, future in self.joining.items() if future.done()]:
                 outcome, run = self.joining.pop(source).result(), self.scenes[source]
-                if run.whole:
-                    del self.scenes[source]
-                else:
+                if isinstance(outcome, FailedScene):
                     self.stop(run)
+                else:
+                    del self.scenes[source]
                 yield outcome
         self.see_helpers_off()
 
@@ -329,10 +339,7 @@ class Run:
         """Cut a scene into bands and add them; or give what an earlier run has made of it."""
         options = self.options
         check_writable(output)
-        with options.open(source, bands=self.about.bands, value_range=self.about.value_range) as scene:
-            view = options.seen(scene, self.about.gsd_m)
-            grid = options.grid(view.height, view.width, self.about)
-            job = Job(self.about, self.about.name, scene, view, grid, output)
+        with opened(self.about, self.about.name, source, output, options) as job:
             tags, folder = provenance(job, options), parts_folder(output)
             if self.resume and not self.overwrite:
                 if self.about.sha256 and (found := finished_before(job, options, tags)):
@@ -353,10 +360,11 @@ class Run:
                 tags=tags,
                 bands={band: done for band, (_, done) in bands.items()},
                 resumed=sum(rows for rows, _ in bands.values()),
-                height=scene.height,
-                width=scene.width,
+                height=job.scene.height,
+                width=job.scene.width,
             )
-        self.told.known(run.pixels_done)
+        run.pixels_known = run.pixels_done
+        self.told.known(run.pixels_known)
         self.scenes[source] = run
         for band, done in run.bands.items():
             if done is None:
@@ -393,7 +401,7 @@ class Run:
 
     def batch_size(self, source: str, job: Job, options: PredictOptions, folder: Path) -> int:
         """How many tiles at once: as a run that is resumed had it, else as one process would choose it."""
-        before = key_of_pieces(folder) if self.resume and options.batch_size == "auto" else None
+        before = key_of_pieces(folder) if self.takes_up and options.batch_size == "auto" else None
         if before:
             return int(before["options"]["batch_size"])
         if options.batch_size == "auto" or options.max_memory is not None:
@@ -404,13 +412,12 @@ class Run:
         self, job: Job, options: PredictOptions, folder: Path, key: Mapping[str, Any]
     ) -> dict[Band, tuple[int, BandDone | None]]:
         """The bands of a scene, with the rows that are known of each, and what came of it."""
-        if not self.resume:
+        if not self.takes_up:
             if bands_in(folder):  # else there may be those that a finished VRT shows
-                log.warning(
-                    "%s, of a run that was stopped, is replaced; --resume would have gone on there", named(folder)
-                )
+                hint = "" if self.resume else "; --resume would have gone on there"
+                log.warning("%s, of a run that was stopped, is replaced%s", named(folder), hint)
             remove_pieces(folder)
-        bands = known_pieces(folder, key) if self.resume else {}
+        bands = known_pieces(folder, key) if self.takes_up else {}
         try:
             folder.mkdir(exist_ok=True)
         except OSError as error:
@@ -449,7 +456,7 @@ class Run:
         if future := self.joining.pop(scene.source, None):
             wait_for([future])  # whoever puts it together removes what is not whole
         self.say_what_is_kept(scene)
-        self.told.dropped(scene.height * scene.width, scene.pixels_done)
+        self.told.dropped(scene.height * scene.width, scene.pixels_done, scene.pixels_known)
 
     def give_up(self) -> None:
         """Let no thread wait for bands any more."""
@@ -472,25 +479,11 @@ class Run:
     def joined(self, run: SceneRun) -> PredictResult:
         """The files of a scene, out of the pieces of its bands, as one process would have written them."""
         options, about, folder, bands = run.options, self.about, parts_folder(run.output), sorted(run.bands)
-        with options.open(run.source, bands=about.bands, value_range=about.value_range) as scene:
-            view = options.seen(scene, about.gsd_m)
-            grid = options.grid(view.height, view.width, about)
+        with opened(about, about.name, run.source, run.output, options) as job:
             strips = [Strip(*band, folder / run.wait(band).raster) for band in bands] if options.vrt else []
-            outputs = Outputs(
-                run.output,
-                options,
-                scene=scene,
-                labels=about.labels,
-                name=about.name,
-                tags=run.tags,
-                grid=grid,
-                bands=about.bands,
-                overwrite=self.overwrite,
-                strips=strips,
-            )
-            with outputs:
+            with job.outputs(options, run.tags, overwrite=self.overwrite, strips=strips) as outputs:
                 if outputs.scene_picture is not None:
-                    for _ in outputs.seeing(view.tiles(grid)):
+                    for _ in outputs.seeing(job.view.tiles(job.grid)):
                         run.check()
                 done = []
                 for band in bands:
@@ -501,42 +494,40 @@ class Run:
                     with kept_piece(folder, band, run.key) as piece:
                         for rows in piece:
                             outputs.add(rows)
+                job.scene.clipped_values = sum(band.clipped for band in done)
+                job.scene.seen_values = sum(band.seen for band in done)
                 skipped = sum(band.skipped for band in done)
-                scene.clipped_values = sum(band.clipped for band in done)
-                scene.seen_values = sum(band.seen for band in done)
-                warn_of_clipping(scene)
-                if skipped == len(grid):
-                    there = "" if options.cut == Cut() else " there"
-                    log.warning("%s has no valid pixel%s: the map is empty", scene.path, there)
                 seconds = {stage: sum(band.seconds[stage] for band in done) for stage in ("read", "score", "write")}
                 seconds["total"] = time.perf_counter() - run.began
-                outputs.notes |= {"tiles": len(grid), "skipped": skipped, "seconds": seconds["total"]}
+                result = job.concluded(outputs, options, skipped=skipped, seconds=seconds, known=run.resumed)
             if options.vrt:
                 remove_rasters(folder, but={found.raster for found in done})
             remove_pieces(folder)
-            return PredictResult(
-                source=scene.path,
-                output=named(outputs.path),
-                tiles=len(grid),
-                skipped=skipped,
-                seconds=seconds,
-                areas=outputs.tally.result(),
-                clipped=scene.clipped_share,
-                files=all_named(outputs.files),
-                resumed_rows=run.resumed,
-            )
+            return result
 
     def say_what_is_kept(self, scene: SceneRun) -> None:
-        """Of a scene that was not finished."""
-        if scene.pixels_done:
+        """Of a scene that was not finished: its pieces, if they may be taken up."""
+        if scene.pixels_done and self.about.sha256:
             log.warning(
                 "%.0f %% of the map are kept in %s; the same command with --resume (in Python: resume=True) goes on",
                 100 * scene.pixels_done / (scene.height * scene.width), named(parts_folder(scene.output)),
             )  # fmt: skip
             return
+        folder = parts_folder(scene.output)
+        if scene.options.vrt:
+            made = {done.raster for done in scene.bands.values() if done}
+            remove_rasters(folder, but=set(names_in(folder)) - made)
         with suppress(StoreError):  # the first error is the one to tell
-            if not bands_in(parts_folder(scene.output)):
-                remove_pieces(parts_folder(scene.output))
+            if not self.about.sha256 or not bands_in(folder):
+                remove_pieces(folder)
+
+
+def check_travels(plugin: ModelOfWorkers) -> None:
+    """Raise UsageError for a model that cannot be sent to workers."""
+    try:
+        pickle.dumps(plugin)
+    except Exception as error:  # each object has its own, which have nothing in common
+        raise UsageError(f"the model cannot be sent to workers: {error}; give its name or file") from error
 
 
 class Told:
@@ -568,10 +559,11 @@ class Told:
         self.pixels += pixels
         self.before += pixels
 
-    def dropped(self, pixels: int, done: int = 0) -> None:
-        """So many pixels will not be mapped, of which so many were."""
+    def dropped(self, pixels: int, done: int = 0, known: int = 0) -> None:
+        """So many pixels will not be mapped, of which so many were, and so many of those before this run."""
         self.all -= pixels
         self.pixels -= done
+        self.before -= known
 
     def band(self, task: BandTask, done: BandDone, width: int) -> None:
         """A band is finished."""

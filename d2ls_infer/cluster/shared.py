@@ -168,7 +168,7 @@ class SharedScores:
         try:
             started = time.perf_counter()
             scores = score()
-            values = scores.cpu().numpy()
+            values = scores.detach().float().cpu().numpy()  # as blending takes them
             made = time.perf_counter()
             self.seconds = made - started
             if wanted():
@@ -191,7 +191,8 @@ class SharedScores:
 class SharedLooks:
     """What is seen of a scene before its tiles are scored, by the workers together; in place of `map`, see `observed`.
 
-    Only for contexts that are tensors: what else one may be, and whether it may travel, we do not know.
+    Only for contexts that are tensors of numpy's types: what else one may be, and whether it may travel, we do not
+    know.
     """
 
     def __init__(self, shelf: Shelf, device: torch.device | str) -> None:
@@ -212,9 +213,9 @@ class SharedLooks:
         try:
             seen = look(span)
             contexts = [context for _, context in seen]
-            if contexts and all(isinstance(context, Tensor) for context in contexts):
+            if contexts and all(isinstance(one, Tensor) and one.dtype != torch.bfloat16 for one in contexts):
                 told = np.array([mostly_valid for mostly_valid, _ in seen])
-                self.shelf.keep(self.name(span), [told, torch.stack(contexts).cpu().numpy()])
+                self.shelf.keep(self.name(span), [told, torch.stack(contexts).detach().cpu().numpy()])
         finally:
             self.shelf.end(self.name(span))
         return seen

@@ -42,12 +42,13 @@ from d2ls_infer.cluster.shared import (
 )
 from d2ls_infer.context import Looks
 from d2ls_infer.errors import D2LSError, UsageError, WeightsError
+from d2ls_infer.job import Job, choose_batch, prepared, provenance, run_key
 from d2ls_infer.journal import differences, remove_journal
 from d2ls_infer.labels import LabelMap
 from d2ls_infer.options import PredictOptions
 from d2ls_infer.outputs import Finished, Outputs
 from d2ls_infer.outputs.options import RASTERS
-from d2ls_infer.predict import Job, Stopwatch, choose_batch, finish_rows, prepared, provenance, run_key
+from d2ls_infer.predict import Stopwatch, finish_rows
 from d2ls_infer.segmenter import TILE_PX, Segmenter, precision_of
 from d2ls_infer.store import fetch, place, upload
 from d2ls_infer.tiling import Around, Batch, Rows, batches, rows_sharing_batches, stacked

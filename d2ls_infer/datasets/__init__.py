@@ -13,7 +13,7 @@ from types import MappingProxyType
 from d2ls_infer.datasets.base import ALL, Dataset, Imagery, LabelledImage
 from d2ls_infer.datasets.cloud import CLOUD
 from d2ls_infer.datasets.dubai import DUBAI
-from d2ls_infer.datasets.folder import folder_dataset, read_classes, read_folder
+from d2ls_infer.datasets.folder import folder_dataset, read_classes
 from d2ls_infer.datasets.grass import GRASS
 from d2ls_infer.datasets.loveda import LOVEDA
 from d2ls_infer.datasets.masks import Codes, Colors, Polygons
@@ -37,7 +37,6 @@ __all__ = [
     "find_dataset",
     "folder_dataset",
     "read_classes",
-    "read_folder",
     "submission_file",
 ]
 

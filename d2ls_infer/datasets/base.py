@@ -159,4 +159,5 @@ class Dataset:
         tried = {part: any(self._read(layout, root, part) for layout in self.layouts) for part in split.split("+")}
         lost = next((part for part, found in tried.items() if not found), split)
         looked_for = "; or ".join(layout.looks_for(lost) for layout in self.layouts)
-        return MissingFileError(f"no {lost} images of {self.name} in {root}: looked for {looked_for}{self._origin()}")
+        which = "labelled" if lost == ALL else lost
+        return MissingFileError(f"no {which} images of {self.name} in {root}: looked for {looked_for}{self._origin()}")

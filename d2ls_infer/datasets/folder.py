@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,25 +17,6 @@ from d2ls_infer.labels import Color, LabelMap, parse_color, spread_color
 
 SPLITS = ("train", "val", "test")
 VECTOR_SUFFIXES = (".geojson", ".gpkg", ".shp", ".fgb", ".kml", ".gml", ".parquet", ".geoparquet")
-
-
-def read_folder(root: Path, names: str | Iterable[str] | None = None) -> list[LabelledImage]:
-    """The pairs of `root`, all of them or those of a split: the name of a `SPLIT.txt` in it, or the names themselves.
-
-    Masks hold class indices. Raises MissingFileError for a folder, split file, image or mask that is not there, and
-    UsageError for an empty set.
-    """
-    if isinstance(names, str):
-        split = root / f"{names}.txt"
-        if not split.is_file():
-            raise MissingFileError(f"no split {names!r}: {split} does not exist")
-        names = read_names(split)
-    if not (root / "masks").is_dir():
-        index_files(root / "masks")  # says what is missing
-    pairs = pair_files(root / "images", root / "masks", Imagery(), names=names)
-    if not pairs:
-        raise UsageError(f"no labelled images in {root}")
-    return pairs
 
 
 def folder_dataset(

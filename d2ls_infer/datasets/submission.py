@@ -29,6 +29,4 @@ def submission_file(dataset: Dataset, name: str, predicted: np.ndarray) -> tuple
     if dataset.name == "loveda":
         return PurePosixPath(f"{PurePosixPath(name).name}.png"), predicted[None]
     sequence, _, number = name.partition("_")
-    colors = np.zeros((256, 3), np.uint8)
-    colors[: len(dataset.labels)] = dataset.labels.colors
-    return PurePosixPath(sequence, "Labels", f"{number}.png"), colors[predicted].transpose(2, 0, 1)
+    return PurePosixPath(sequence, "Labels", f"{number}.png"), dataset.labels.painted(predicted)

@@ -11,6 +11,9 @@ from d2ls_infer.labels import LabelMap
 from d2ls_infer.outputs.finished import STEPS, Finished
 from d2ls_infer.raster import Scene
 
+BINS = 20
+"""Of a histogram of confidences."""
+
 
 @dataclass(frozen=True)
 class ClassArea:
@@ -72,10 +75,10 @@ class ConfidenceTally:
         """Count finished rows."""
         self.counts += np.bincount(rows.confidence.ravel(), minlength=256)[: STEPS + 1]
 
-    def histogram(self, bins: int = 20) -> list[float]:
-        """(bins,) shares (0..1) of the valid pixels, of equal bins of confidence from 0 to 1; 1 is in the last."""
-        edges = np.minimum(np.arange(STEPS + 1) * bins // STEPS, bins - 1)
-        shares = np.bincount(edges, self.counts, bins) / max(1, self.counts.sum())
+    def histogram(self) -> list[float]:
+        """(BINS,) shares (0..1) of the valid pixels, of equal bins of confidence from 0 to 1; 1 is in the last."""
+        edges = np.minimum(np.arange(STEPS + 1) * BINS // STEPS, BINS - 1)
+        shares = np.bincount(edges, self.counts, BINS) / max(1, self.counts.sum())
         return [float(share) for share in shares]
 
     def mean(self) -> float:

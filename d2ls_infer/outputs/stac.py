@@ -56,7 +56,6 @@ def stac_item(
     labels: LabelMap,
     tags: Mapping[str, str],
     cog: bool,
-    now: datetime | None = None,
 ) -> dict[str, Any]:
     """A STAC 1.1 item of the written files, which lie beside it or are told by their way from it.
 
@@ -64,7 +63,7 @@ def stac_item(
     say when a scene was taken, and a wrong word would be worse; put it right where it is known.
     """
     home = files["stac"].parent
-    made = (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    made = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     place = footprint(scene)
     item: dict[str, Any] = {
         "type": "Feature",

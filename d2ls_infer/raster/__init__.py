@@ -2,7 +2,7 @@
 
 from d2ls_infer.raster.bands import contradicts, parse_bands
 from d2ls_infer.raster.cut import Cut
-from d2ls_infer.raster.dataset import jpeg_bytes, png_bytes, read_array
+from d2ls_infer.raster.dataset import jpeg_bytes, local_file, png_bytes, read_array
 from d2ls_infer.raster.earlier import map_rows, stamps, was_made_of
 from d2ls_infer.raster.resampled import ResampledScene
 from d2ls_infer.raster.scale import Scale, parse_scale
@@ -25,6 +25,7 @@ __all__ = [
     "find_scenes",
     "home_of",
     "jpeg_bytes",
+    "local_file",
     "map_rows",
     "parse_bands",
     "parse_nodata",

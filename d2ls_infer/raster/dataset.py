@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -58,17 +59,40 @@ def settings_for(path: str) -> dict[str, Any]:
 @contextmanager
 def reading(what: str, **settings: Any) -> Iterator[None]:
     """Turn rasterio's errors into a RasterError that says what was being read. settings: of GDAL, beyond `STRICT`."""
-    before = get_gdal_config("GDAL_CACHEMAX")  # belongs to the process, and Env does not set it back
     try:
-        with warnings.catch_warnings(), rasterio.Env(**STRICT, **settings):
-            warnings.simplefilter("ignore", NodataShadowWarning)
+        with OF_THE_PROCESS, rasterio.Env(**STRICT, **settings):
             yield
     except RasterioError as error:
         # rasterio says only where to look; GDAL's own words are in the error behind it.
         reason = error.__cause__ or error
         raise RasterError(f"cannot read {what}: {reason}") from error
-    finally:
-        set_gdal_config("GDAL_CACHEMAX", before)
+
+
+class OfTheProcess:
+    """What is another way while anything is read, and belongs to all threads: as it was again after the last of them.
+
+    That is the size of GDAL's cache, which `rasterio.Env` does not set back, and which warnings are shown.
+    """
+
+    def __init__(self) -> None:
+        self.alone, self.inside, self.before = threading.Lock(), 0, ExitStack()
+
+    def __enter__(self) -> None:
+        with self.alone:
+            self.inside += 1
+            if self.inside == 1:
+                self.before.callback(set_gdal_config, "GDAL_CACHEMAX", get_gdal_config("GDAL_CACHEMAX"))
+                self.before.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore", NodataShadowWarning)
+
+    def __exit__(self, *_: object) -> None:
+        with self.alone:
+            self.inside -= 1
+            if self.inside == 0:
+                self.before.close()
+
+
+OF_THE_PROCESS = OfTheProcess()
 
 
 @contextmanager
@@ -148,9 +172,9 @@ def png_bytes(picture: np.ndarray) -> bytes:
     return encoded(picture, driver="PNG")
 
 
-def jpeg_bytes(picture: np.ndarray, quality: int = 85) -> bytes:
+def jpeg_bytes(picture: np.ndarray) -> bytes:
     """A (3, h, w) uint8 picture as the bytes of a JPEG file."""
-    return encoded(picture, driver="JPEG", quality=quality)
+    return encoded(picture, driver="JPEG", quality=85)
 
 
 def encoded(picture: np.ndarray, **profile: Any) -> bytes:

@@ -35,16 +35,22 @@ def find_scenes(names: Sequence[str | Path], *, asset: str | None = None) -> lis
 
     A name is a raster (a file, a URL, or whatever else GDAL opens), a pattern (`tiles/*.tif`, `**` goes into folders),
     a folder (the rasters in it, by their suffix, but for maps of ours), a list of any of these (`@list.txt`, or a .txt
-    that is no raster itself: one a line, # begins a comment, as they stand or as seen from the list's folder), or a
-    STAC item (a .json file or address: the asset called `asset`, or the one that is data), or a collection of them: the
-    items that it holds, as an answer to a search does, or that it links to, by way of further collections too.
+    that is no raster itself: one a line, as they stand or as seen from the list's folder; a line that begins with # is
+    a comment), or a STAC item (a .json file or address: the asset called `asset`, or the one that is data), or a
+    collection of them: the items that it holds, as an answer to a search does, or that it links to, by way of further
+    collections too.
 
     Raises MissingFileError; UsageError where nothing is found, or several assets would do.
     """
     found = [scene for name in names for scene in expand(str(name), asset)]
-    if asset is not None and not any(is_item(str(name)) or str(name).endswith(".txt") for name in names):
+    if asset is not None and not any(is_item(name) or is_list(name) for name in map(str, names)):
         raise UsageError("--asset chooses from a STAC item, but none was given")
     return found
+
+
+def is_list(name: str) -> bool:
+    """Whether a name looks like that of a list of scenes."""
+    return name.startswith("@") or name.endswith(".txt")
 
 
 def expand(name: str, asset: str | None) -> Iterator[str]:

@@ -14,11 +14,12 @@ import numpy as np
 from d2ls_infer.at_once import usual_batch
 from d2ls_infer.errors import UsageError
 from d2ls_infer.labels import NODATA, LabelMap
+from d2ls_infer.load import load_segmenter
 from d2ls_infer.notices import warn_before
 from d2ls_infer.options import PredictOptions
 from d2ls_infer.outputs import OutputOptions
 from d2ls_infer.outputs.pictures import ScenePicture
-from d2ls_infer.predict import Progress, load_segmenter
+from d2ls_infer.predict import Progress
 from d2ls_infer.raster import Cut, ResampledScene, Scene
 from d2ls_infer.raster.scene import Pixels, read_tiles
 from d2ls_infer.seams.counts import (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from pathlib import Path
@@ -71,4 +72,6 @@ def draw(points: dict[str, Points], file: Path) -> None:
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(fontsize="small")
-    figure.savefig(file, dpi=120)
+    png = io.BytesIO()
+    figure.savefig(png, dpi=120)
+    write_whole(file, png.getvalue())

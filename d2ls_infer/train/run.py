@@ -23,10 +23,11 @@ from torch import Tensor
 from d2ls_infer.datasets import Dataset, LabelledImage
 from d2ls_infer.errors import D2LSError, MissingFileError, OutputExistsError, UsageError
 from d2ls_infer.evaluate import evaluate
+from d2ls_infer.files import write_whole
 from d2ls_infer.licence import spdx_of
+from d2ls_infer.load import load_model
 from d2ls_infer.manifest import Metric, ModelDescription
 from d2ls_infer.nn import D2LS, D2LSConfig, weights_of
-from d2ls_infer.predict import load_model
 from d2ls_infer.train.average import MovingAverage
 from d2ls_infer.train.config import TrainConfig
 from d2ls_infer.train.curves import Curves, draw
@@ -154,7 +155,7 @@ def fit(
     if config.drop_path:
         drop_paths(network.encoder.backbone, config.drop_path)
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / CONFIG).write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+    write_whole(options.output / CONFIG, (json.dumps(config.to_dict(), indent=2) + "\n").encode())
     curves = Curves(options.output)
     trainer = make_trainer(config, options, curves, steps=steps_per_epoch(pool, config), validated=bool(validation))
     checkpoint = options.output / CHECKPOINT
@@ -205,7 +206,10 @@ def check_output(file: Path, config: TrainConfig, options: RunOptions) -> None:
         return
     if not (checkpoint.exists() and settings.exists()):
         raise MissingFileError(f"nothing to resume in {options.output}: no {CHECKPOINT} beside {CONFIG}")
-    former = json.loads(settings.read_text(encoding="utf-8"))
+    try:
+        former = json.loads(settings.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{settings} is damaged: {error}; start anew with another --output") from error
     now = json.loads(json.dumps(config.to_dict()))
     changed = [f"{name} was {former.get(name)}, is {now[name]}" for name in now if former.get(name) != now[name]]
     if changed:

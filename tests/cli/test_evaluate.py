@@ -113,6 +113,25 @@ def test_a_report_is_not_written_over(d2ls: Run, folder: Path, tiny_weights: Pat
     assert (folder / "report/notes.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["report.json", "report.html"])
+def test_a_report_that_cannot_be_written_leaves_the_former_one(
+    d2ls: Run, folder: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    replace = Path.replace
+
+    def full(self: Path, target: Path) -> Path:
+        if target.name == name:
+            raise OSError("no space left")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    (folder / "report").mkdir()
+    (folder / "report" / name).write_text("former")
+    with pytest.raises(OSError, match="no space left"):
+        evaluate(d2ls, folder, tiny_weights, "--split", "test", "--report", folder / "report", "--overwrite")
+    assert (folder / "report" / name).read_text() == "former"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -69,8 +69,12 @@ def test_json_is_a_line_for_each_scene(d2ls: D2LS, scene: Path, tmp_path: Path, 
     assert mapped["seconds"]["total"] > 0
     again = d2ls(*arguments, "--resume")
     assert [json.loads(line)["status"] for line in again.stdout.splitlines()] == ["failed", "was there"]
-    planned = d2ls(*arguments, "--dry-run", "-f")
-    assert [json.loads(line)["status"] for line in planned.stdout.splitlines()] == ["failed", "planned"]
+    for flag in ("-f", "--resume"):
+        planned = d2ls(*arguments, "--dry-run", flag)
+        assert [json.loads(line)["status"] for line in planned.stdout.splitlines()] == ["failed", "planned"]
+    refused = [json.loads(line) for line in d2ls(*arguments, "--dry-run").stdout.splitlines()]
+    assert [line["status"] for line in refused] == ["failed", "failed"]
+    assert f"{mapped['output']} exists" in refused[0]["error"]
 
 
 def test_json_of_a_single_bad_scene_is_a_line_too(d2ls: D2LS, tmp_path: Path, tiny_weights: Path) -> None:

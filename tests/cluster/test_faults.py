@@ -155,15 +155,19 @@ def test_a_disk_that_is_full_on_one_worker(
 # Sources
 
 
+@pytest.mark.parametrize("sha256", [Touchy.sha256, ""], ids=["named", "unnamed"])
 def test_a_source_that_cannot_be_read_is_tried_three_times_and_stops_no_other(
-    client: Any, scene: Path, tmp_path: Path, write_raster: Write, pixels: Pixels, caplog: pytest.LogCaptureFixture
-) -> None:
+    client: Any, scene: Path, tmp_path: Path, write_raster: Write, pixels: Pixels, caplog: pytest.LogCaptureFixture,
+    sha256: str,
+) -> None:  # fmt: skip
     bad = write_raster(tmp_path / "bad.tif", pixels(3, 300, 70), compress="deflate", blockysize=16)
     content = bytearray(bad.read_bytes())
     content[-3000:] = b"\0" * 3000
     bad.write_bytes(content)
+    segmenter = Touchy()
+    segmenter.sha256 = sha256
     found = list(predict_many(
-        Touchy(), [bad, scene], client=client, cluster=ClusterOptions(band_rows=60), **OPTIONS
+        segmenter, [bad, scene], client=client, cluster=ClusterOptions(band_rows=60), **OPTIONS
     ))  # fmt: skip
     (failed,) = [item for item in found if isinstance(item, FailedScene)]
     (made,) = [item for item in found if isinstance(item, PredictResult)]
@@ -172,15 +176,19 @@ def test_a_source_that_cannot_be_read_is_tried_three_times_and_stops_no_other(
     assert "bad.tif, rows" in str(failed.error)
     assert "try 1 of 3 failed" in caplog.text
     assert "try 2 of 3 failed" in caplog.text
-    assert "% of the map are kept in" in caplog.text
+    # Of a segmenter that does not say what it is, nobody could take up the pieces.
+    assert ("% of the map are kept in" in caplog.text) == ("--resume" in caplog.text) == bool(sha256)
+    assert [path.name for path in tmp_path.glob("*.parts")] == (["bad_d2ls-touchy.tif.parts"] if sha256 else [])
 
 
 # Where the map is put together
 
 
+@pytest.mark.parametrize("band_rows", [20, 300], ids=["half made", "all made"])
 def test_a_map_that_cannot_be_written_ends_its_scene_at_once(
-    client: Any, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+    client: Any, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    band_rows: int,
+) -> None:  # fmt: skip
     """It is written while its bands are made: those that are left are let go, and what was made is kept."""
 
     def full(outputs: Outputs, rows: Finished) -> None:
@@ -190,7 +198,7 @@ def test_a_map_that_cannot_be_written_ends_its_scene_at_once(
     monkeypatch.setattr(Outputs, "add", full)
     (failed,) = predict_many(
         Touchy(0.05, at_once=True), [scene], tmp_path / "map.tif", client=client, tell=news.append,
-        cluster=ClusterOptions(band_rows=20), **OPTIONS,
+        cluster=ClusterOptions(band_rows=band_rows), **OPTIONS,
     )  # fmt: skip
     assert isinstance(failed, FailedScene)
     assert "No space left on device" in str(failed.error)
@@ -199,7 +207,7 @@ def test_a_map_that_cannot_be_written_ends_its_scene_at_once(
     assert [path.name for path in tmp_path.glob("map*")] == ["map.tif.parts"]
     monkeypatch.undo()
     result = predict_raster(
-        Touchy(), scene, tmp_path / "map.tif", client=client, resume=True, cluster=ClusterOptions(band_rows=20),
+        Touchy(), scene, tmp_path / "map.tif", client=client, resume=True, cluster=ClusterOptions(band_rows=band_rows),
         **OPTIONS,
     )  # fmt: skip
     assert result.resumed_rows > 0

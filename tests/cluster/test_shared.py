@@ -88,6 +88,15 @@ def test_only_shared_rows_of_tiles_are_kept_and_a_full_disk_hinders_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("made", [SCORES.clone().requires_grad_(), SCORES.bfloat16()], ids=["grad", "bfloat16"])
+def test_scores_of_any_kind_are_handed_over_as_blending_takes_them(tmp_path: Path, made: Tensor) -> None:
+    maker, taker = (SharedScores("cpu").of(Shelf(tmp_path, {}), {24}) for _ in range(2))
+    assert maker(TILES, lambda: made) is made
+    taken = taker(TILES, lambda: pytest.fail("it was made twice"))
+    assert taken.dtype == torch.float32
+    assert torch.equal(taken, made.float())
+
+
 def test_a_damaged_file_is_scored_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     clock = Clock(monkeypatch, score=1.0, write=0.0)
     around = SharedScores("cpu").of(Shelf(tmp_path, {}), {24})
@@ -174,7 +183,8 @@ def test_a_scene_is_looked_at_once_by_all_together(tmp_path: Path) -> None:
     def look(span: tuple[int, int]) -> list[tuple[bool, Any]]:
         looked.append(span)
         time.sleep(0.02)
-        return [(span[0] != 20, torch.full((2, 3), span[0] / 3)), (True, torch.ones(2, 3))] if span[0] else []
+        contexts = torch.full((2, 3), span[0] / 3), torch.ones(2, 3, requires_grad=True)
+        return [(span[0] != 20, contexts[0]), (True, contexts[1])] if span[0] else []
 
     found: list[list[Any]] = []
     looks = SharedLooks(Shelf(tmp_path, {}), "cpu")
@@ -196,10 +206,11 @@ def test_a_scene_is_looked_at_once_by_all_together(tmp_path: Path) -> None:
         assert all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_what_is_no_tensor_is_not_handed_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("context", [{"rows": (0, 4)}, torch.ones(3).bfloat16()], ids=["no tensor", "bfloat16"])
+def test_what_numpy_cannot_hold_is_not_handed_over(tmp_path: Path, context: Any) -> None:
     looks = SharedLooks(Shelf(tmp_path, {}), "cpu")
     for _ in range(2):
-        assert list(looks(lambda span: [(True, {"rows": span})], [(0, 4)])) == [[(True, {"rows": (0, 4)})]]
+        assert list(looks(lambda span: [(True, context)], [(0, 4)])) == [[(True, context)]]
     assert not list(tmp_path.iterdir())
 
 

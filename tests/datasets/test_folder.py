@@ -11,12 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d2ls_infer.datasets import LabelledImage, folder_dataset, read_classes, read_folder
+from d2ls_infer.datasets import LabelledImage, folder_dataset, read_classes
 from d2ls_infer.errors import MissingFileError, UsageError
 from d2ls_infer.labels import LabelMap
 
 MakeFolder = Callable[..., Path]
 Plant = Callable[..., Path]
+
+CLASSES = LabelMap.of(["field", "forest", "water"])
 
 
 @pytest.fixture
@@ -35,76 +37,71 @@ def make_folder(tmp_path: Path) -> MakeFolder:
     return make
 
 
+def pairs_of(root: Path, split: str = "all") -> list[LabelledImage]:
+    return folder_dataset(CLASSES).images(root, split)
+
+
 def names_of(pairs: list[LabelledImage]) -> list[str]:
     return [pair.name for pair in pairs]
 
 
+def files_of(root: Path) -> list[str]:
+    return [file.name for pair in pairs_of(root) for file in (pair.image, pair.mask) if file]
+
+
 def test_images_and_masks_of_one_name_are_a_pair_whatever_their_endings(make_folder: MakeFolder) -> None:
     root = make_folder(images=["b.jpg", "a.tif"], masks=["a.png", "b.png"])
-    assert read_folder(root) == [
-        LabelledImage("a", root / "images" / "a.tif", root / "masks" / "a.png"),
-        LabelledImage("b", root / "images" / "b.jpg", root / "masks" / "b.png"),
-    ]
+    assert files_of(root) == ["a.tif", "a.png", "b.jpg", "b.png"]
 
 
 def test_mask_without_an_image_is_left_alone(make_folder: MakeFolder) -> None:
-    assert names_of(read_folder(make_folder(images=["a.tif"], masks=["a.png", "b.png"]))) == ["a"]
+    assert names_of(pairs_of(make_folder(images=["a.tif"], masks=["a.png", "b.png"]))) == ["a"]
 
 
 def test_missing_mask_is_named(make_folder: MakeFolder) -> None:
-    root = make_folder(images=["a.tif", "b.tif"], masks=["a.png"])
+    root = make_folder(images=["a.tif", "b.tif"], masks=["a.png"], train="a\nb")
     with pytest.raises(MissingFileError, match=r"no mask of the name 'b' in .*masks"):
-        read_folder(root)
+        pairs_of(root, "train")
 
 
 def test_split_file_lists_the_names_in_its_order(make_folder: MakeFolder) -> None:
     files = [f"{name}.png" for name in "abc"]
     root = make_folder(images=files, masks=files, train="c\na\n", val="b")
-    assert names_of(read_folder(root, "train")) == ["c", "a"]
-    assert names_of(read_folder(root, "val")) == ["b"]
+    assert names_of(pairs_of(root, "train")) == ["c", "a"]
+    assert names_of(pairs_of(root, "val")) == ["b"]
 
 
 def test_split_file_may_have_empty_lines_and_windows_line_ends(make_folder: MakeFolder) -> None:
     root = make_folder(images=["a.png", "b.png"], masks=["a.png", "b.png"], train="a\r\n\r\nb\r\n\r\n")
-    assert names_of(read_folder(root, "train")) == ["a", "b"]
+    assert names_of(pairs_of(root, "train")) == ["a", "b"]
 
 
 def test_name_with_a_space_is_one_name(make_folder: MakeFolder) -> None:
     root = make_folder(images=["tile 1.png", "tile 2.png"], masks=["tile 1.png", "tile 2.png"], train="tile 2\n")
-    assert names_of(read_folder(root, "train")) == ["tile 2"]
-
-
-def test_names_can_be_given_themselves(make_folder: MakeFolder) -> None:
-    root = make_folder(images=["a.png", "b.png"], masks=["a.png", "b.png"])
-    assert names_of(read_folder(root, ["b"])) == ["b"]
-    assert names_of(read_folder(root, (name for name in ("b", "a")))) == ["b", "a"]
+    assert names_of(pairs_of(root, "train")) == ["tile 2"]
 
 
 def test_name_of_a_split_without_an_image_is_told(make_folder: MakeFolder) -> None:
     root = make_folder(images=["a.png"], masks=["a.png", "z.png"], train="a\nz\n")
     with pytest.raises(MissingFileError, match=r"no image of the name 'z' in .*images"):
-        read_folder(root, "train")
+        pairs_of(root, "train")
 
 
-def test_missing_split_and_folders_are_told(make_folder: MakeFolder, tmp_path: Path) -> None:
-    with pytest.raises(MissingFileError, match=r"no such folder: .*images"):
-        read_folder(tmp_path / "none")
-    root = make_folder(images=["a.png"], masks=["a.png"])
-    with pytest.raises(MissingFileError, match=r"no split 'test': .*test\.txt does not exist"):
-        read_folder(root, "test")
-
-
-def test_nothing_to_read_is_an_error(make_folder: MakeFolder) -> None:
-    root = make_folder(images=[], masks=[], train="\n")
-    for names in (None, "train", []):
-        with pytest.raises(UsageError, match=r"no .*images"):
-            read_folder(root, names)
+def test_a_missing_folder_and_nothing_to_read_are_told(make_folder: MakeFolder, tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match=r"no such folder: .*none"):
+        pairs_of(tmp_path / "none")
+    root = make_folder(images=[], masks=[])
+    with pytest.raises(MissingFileError, match="no labelled images of folder in "):
+        pairs_of(root)
+    (root / "train.txt").write_text("\n")
+    with pytest.raises(UsageError, match=r"train\.txt names no images"):
+        pairs_of(root, "train")
 
 
 def test_hidden_files_and_folders_are_no_images(make_folder: MakeFolder) -> None:
     root = make_folder(images=["a.png", ".DS_Store"], masks=["a.png", "._a.png"])
     (root / "images" / "thumbnails").mkdir()
-    assert read_folder(root) == [LabelledImage("a", root / "images" / "a.png", root / "masks" / "a.png")]
+    assert files_of(root) == ["a.png", "a.png"]
 
 
 def test_sidecars_that_gis_programs_leave_are_no_images(make_folder: MakeFolder) -> None:
@@ -112,24 +109,14 @@ def test_sidecars_that_gis_programs_leave_are_no_images(make_folder: MakeFolder)
         images=["a.tif", "a.tfw", "a.tif.aux.xml", "a.tif.ovr", "a.prj", "a.wld"],
         masks=["a.png", "a.pgw", "a.png.aux.xml"],
     )
-    assert read_folder(root) == [LabelledImage("a", root / "images" / "a.tif", root / "masks" / "a.png")]
+    assert files_of(root) == ["a.tif", "a.png"]
 
 
 def test_two_images_of_one_name_are_refused(make_folder: MakeFolder) -> None:
     # Either could be meant, and a map of the wrong one would look fine.
     root = make_folder(images=["a.jpg", "a.tif"], masks=["a.png"])
     with pytest.raises(UsageError, match=r"a\.jpg.*a\.tif"):
-        read_folder(root)
-
-
-def test_masks_of_the_present_hold_indices_as_they_are(plant: Plant, picture: Callable[..., np.ndarray]) -> None:
-    root = plant({"images/a.tif": picture(5), "masks/a.png": np.full((4, 6), 254)})
-    (pair,) = read_folder(root)
-    assert (pair.read_mask() == 254).all()
-    assert pair.read_image().shape == (5, 4, 6)
-
-
-CLASSES = LabelMap.of(["field", "forest", "water"])
+        pairs_of(root)
 
 
 def test_a_folder_with_split_files(plant: Plant, picture: Callable[..., np.ndarray]) -> None:

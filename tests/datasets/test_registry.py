@@ -12,7 +12,7 @@ from d2ls_infer.errors import UsageError
 
 LIGHT = """
 import sys
-from d2ls_infer.datasets import DATASETS, LabelledImage, find_dataset, folder_dataset, read_classes, read_folder
+from d2ls_infer.datasets import DATASETS, LabelledImage, find_dataset, folder_dataset, read_classes
 heavy = {"torch", "rasterio", "pyogrio", "timm"} & set(sys.modules)
 sys.exit(f"loaded: {heavy}" if heavy else 0)
 """

@@ -85,5 +85,6 @@ def test_a_scene_is_shown_in_its_colours_where_it_has_them(names: tuple[str, ...
 
 
 def test_a_map_in_colours_is_transparent_where_there_is_nothing() -> None:
-    picture = in_colors(np.array([[0, 1, NODATA]], np.uint8), LabelMap(("a", "b"), ((1, 2, 3), (4, 5, 6))))
-    assert picture.transpose(1, 2, 0).tolist() == [[[1, 2, 3, 255], [4, 5, 6, 255], [0, 0, 0, 0]]]
+    picture = in_colors(np.array([[0, 1, 2, NODATA]], np.uint8), LabelMap(("a", "b"), ((1, 2, 3), (4, 5, 6))))
+    assert picture.dtype == np.uint8
+    assert picture.transpose(1, 2, 0).tolist() == [[[1, 2, 3, 255], [4, 5, 6, 255], [0, 0, 0, 0], [0, 0, 0, 0]]]

@@ -7,6 +7,7 @@ import threading
 import tracemalloc
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.enums import ColorInterp
 from rasterio.env import get_gdal_config, set_gdal_config
-from rasterio.errors import NotGeoreferencedWarning
+from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning
 
 from d2ls_infer.errors import D2LSError, MissingFileError, RasterError, UsageError
 from d2ls_infer.raster import Cut, Scale, Scene, parse_bands, parse_nodata, parse_scale, read_array
+from d2ls_infer.raster.dataset import reading
 from d2ls_infer.raster.scene import Pixels as Read
 from d2ls_infer.tiling import TileGrid
 
@@ -780,6 +782,27 @@ def test_a_scene_that_cannot_be_opened_leaves_the_settings_of_gdal_as_they_were(
     with pytest.raises(UsageError, match="value range"):
         Scene.open(path, bands_needed=3, scale=Scale(0, 1))
     assert block_cache() == 50_000_000
+
+
+def test_threads_that_read_at_the_same_time_leave_the_process_as_it_was(block_cache: Callable[[], int]) -> None:
+    first_in, second_in, first_out = (threading.Event() for _ in range(3))
+    filters = list(warnings.filters)
+
+    def read(cache: int, inside: threading.Event, goes_on: threading.Event) -> None:
+        with reading("a scene", GDAL_CACHEMAX=cache):
+            inside.set()
+            assert goes_on.wait(10)
+            warnings.warn("a mask beside a nodata value", NodataShadowWarning, stacklevel=1)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(read, 10_000_000, first_in, second_in)
+        assert first_in.wait(10)
+        second = pool.submit(read, 20_000_000, second_in, first_out)
+        first.result()
+        first_out.set()
+        second.result()
+    assert block_cache() == 50_000_000
+    assert list(warnings.filters) == filters
 
 
 # Areas

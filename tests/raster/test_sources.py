@@ -83,8 +83,10 @@ def test_a_folder_that_is_a_raster_is_one(tmp_path: Path, write_raster: Write, p
 def test_a_list_holds_a_scene_a_line(tiles: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As seen from here or from the list; with patterns and addresses."""
     path = tiles / "list.txt"
-    path.write_text(f"# scenes\nb.tif\n\n  {tiles / 'a.TIF'}  \ndeep/*.tif\nhttps://host/x.tif\n", encoding="utf-8-sig")
-    scenes = ["b.tif", str(tiles / "a.TIF"), "deep/c.tif", "https://host/x.tif"]
+    text = f"# scenes\nb.tif\n\n  {tiles / 'a.TIF'}  \n  # more.tif\nb#1 #2.tif\ndeep/*.tif\nhttps://host/x.tif#part\n"
+    path.write_text(text, encoding="utf-8-sig")
+    (tiles / "b#1 #2.tif").touch()
+    scenes = ["b.tif", str(tiles / "a.TIF"), "b#1 #2.tif", "deep/c.tif", "https://host/x.tif#part"]
     assert find_scenes([name.format(path)]) == [
         place if Path(place).is_absolute() or "://" in place else str(tiles / place) for place in scenes
     ]
@@ -156,7 +158,9 @@ def test_an_asset_may_be_chosen(tiles: Path) -> None:
     assert find_scenes([item], asset="two") == [str(tiles / "a.TIF")]
     assert find_scenes([item], asset="far") == ["s3://b/x.tif"]
     (tiles / "list.txt").write_text("item.json\nb.tif")
-    assert find_scenes([tiles / "list.txt"], asset="two") == [str(tiles / "a.TIF"), str(tiles / "b.tif")]
+    (tiles / "items.lst").write_text("item.json\nb.tif")
+    for name in (tiles / "list.txt", f"@{tiles / 'items.lst'}"):
+        assert find_scenes([name], asset="two") == [str(tiles / "a.TIF"), str(tiles / "b.tif")]
     local = write_item(tiles / "local.json", {"one": DATA | {"href": (tiles / "b.tif").as_uri()}})
     assert find_scenes([local]) == [str(tiles / "b.tif")]
 

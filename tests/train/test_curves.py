@@ -83,3 +83,16 @@ def test_picture_is_drawn_of_whatever_was_logged(tmp_path: Path, points: dict[st
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.format == "PNG"
         assert picture.width > picture.height > 300
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_former_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, target: Path) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "replace", full)
+    (tmp_path / "curves.png").write_bytes(b"former")
+    with pytest.raises(OSError, match="no space left"):
+        draw({}, tmp_path / "curves.png")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"curves.png": b"former"}

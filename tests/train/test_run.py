@@ -390,6 +390,15 @@ def test_another_run_is_not_gone_on_with(
         begin(toys, toy_dataset, make_config(), trained.parent, split="all", resume=True)
 
 
+def test_settings_that_end_early_are_told(
+    tmp_path: Path, toys: Path, toy_dataset: Dataset, make_config: MakeConfig
+) -> None:
+    (tmp_path / "last.ckpt").touch()
+    (tmp_path / "config.json").write_text('{"backbone": "resnet18", "epochs"')
+    with pytest.raises(UsageError, match=r"config\.json is damaged: .*; start anew with another --output"):
+        begin(toys, toy_dataset, make_config(), tmp_path, resume=True)
+
+
 def test_nothing_to_resume_is_told(tmp_path: Path, toys: Path, toy_dataset: Dataset, make_config: MakeConfig) -> None:
     with pytest.raises(MissingFileError, match=r"nothing to resume in .*: no last\.ckpt"):
         begin(toys, toy_dataset, make_config(), tmp_path / "none", resume=True)
