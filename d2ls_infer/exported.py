@@ -292,7 +292,7 @@ def sample_tiles(about: ModelDescription, scenes: Sequence[str], tile_size: int,
 
 
 def evenly(items: Iterable[T], most: int) -> list[T]:
-    """At most that many of the items, as far apart as they can be; twice as many are kept in memory."""
+    """At most that many of the items, from all over; no two lie more than twice as far apart as others."""
     kept: list[T] = []
     step = 1
     for index, item in enumerate(items):

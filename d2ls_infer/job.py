@@ -79,6 +79,7 @@ class Job:
             labels=self.segmenter.labels,
             name=self.name,
             tags=tags,
+            side_tags=run_tag(self, options),
             grid=self.grid,
             bands=tuple(self.segmenter.bands),
             **more,
@@ -217,16 +218,13 @@ def rows_memory(job: Job, options: PredictOptions, batch_size: int) -> int:
 
 
 def finished_before(job: Job, options: PredictOptions, tags: Mapping[str, str]) -> PredictResult | None:
-    """What an earlier run has made, if all of it is there, of the same scene, model, options and version.
-
-    The map's tags say what it was made of, and with which other files: see `asked_for`.
-    """
+    """What an earlier run has made, if all of it is there, of the same scene, model, options and version."""
     files = options.files(job.output)
     if not all(map(exists, files.values())):
         return None
     tally = AreaTally(job.scene, job.segmenter.labels)
-    with at_hand(job.output):
-        if not was_made_of(job.output, job.scene, tags):
+    with at_hand(job.output), at_hand(Path(f"{job.output}.aux.xml")):
+        if not was_made_of(job.output, job.scene, {**tags, **run_tag(job, options)}):
             return None
         for first, rows in map_rows(job.output):
             tally.add(Finished.of(first, {"labels": rows}))
@@ -256,6 +254,14 @@ def asked_for(job: Job, options: PredictOptions) -> dict[str, Any]:
     }
 
 
+def run_tag(job: Job, options: PredictOptions) -> dict[str, str]:
+    """The tag that tells one run's files from another's: the sha256 of what was asked for.
+
+    It stands in the map's sidecar: the map's own bytes do not depend on which files are made beside it.
+    """
+    return {"D2LS_RUN": hashlib.sha256(json.dumps(asked_for(job, options), sort_keys=True).encode()).hexdigest()}
+
+
 def run_key(job: Job, options: PredictOptions) -> dict[str, Any]:
     """All that a map's bytes depend on, but for the number of threads."""
     asked = asked_for(job, options)
@@ -270,7 +276,7 @@ def run_key(job: Job, options: PredictOptions) -> dict[str, Any]:
 
 
 def provenance(job: Job, options: PredictOptions) -> dict[str, str]:
-    """The tags that say how a map was made; D2LS_RUN is the sha256 of what was `asked_for`."""
+    """The tags that say how a map was made."""
     segmenter, scene = job.segmenter, job.scene
     settings: dict[str, Any] = {
         "tile_size": job.grid.size,
@@ -301,6 +307,5 @@ def provenance(job: Job, options: PredictOptions) -> dict[str, str]:
         **({"D2LS_WEIGHTS": reference} if (reference := str(getattr(segmenter, "reference", ""))) else {}),
         "D2LS_VERSION": __version__,
         "D2LS_OPTIONS": json.dumps(settings),
-        "D2LS_RUN": hashlib.sha256(json.dumps(asked_for(job, options), sort_keys=True).encode()).hexdigest(),
         "TIFFTAG_SOFTWARE": f"d2ls-infer {__version__}",
     }

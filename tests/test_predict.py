@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import subprocess
 import sys
 import warnings
@@ -25,7 +26,7 @@ from rasterio.errors import NotGeoreferencedWarning
 import d2ls_infer
 from d2ls_infer import predict_raster
 from d2ls_infer.errors import D2LSError, MissingFileError, OutputExistsError, RasterError, UsageError
-from d2ls_infer.job import default_output, prepared, provenance, run_key
+from d2ls_infer.job import default_output, prepared, run_key, run_tag
 from d2ls_infer.options import PredictOptions
 from d2ls_infer.raster import Scale
 from d2ls_infer.tiling import WINDOWS, TileGrid
@@ -320,6 +321,9 @@ def test_the_tags_say_how_a_map_was_made(scene: Path, read_map: ReadMap, fakes: 
         "scale": "p2,p98",
         "precision": "bfloat16",
     }
+    # Not in its own bytes, which are the same whatever is made beside it.
+    assert re.fullmatch("[0-9a-f]{64}", found.tags["D2LS_RUN"])
+    assert b"D2LS_RUN" not in result.output.read_bytes()
     assert found.description == "class (D2LS some-model)"
     assert found.nodata == NODATA
     assert found.categories == list(segmenter.labels.names)
@@ -329,7 +333,7 @@ def test_the_tags_say_how_a_map_was_made(scene: Path, read_map: ReadMap, fakes: 
 def test_a_journal_is_of_a_batch_size_and_a_map_of_any(scene: Path, fakes: SimpleNamespace) -> None:
     few, many = PredictOptions(batch_size=1), PredictOptions(batch_size=2, max_memory="64G")
     with prepared(fakes.Constant(), scene, None, few, overwrite=False) as job:
-        assert provenance(job, few) == provenance(job, many)
+        assert run_tag(job, few) == run_tag(job, many)
         keys = [run_key(job, options) for options in (few, many)]
     assert [key["options"].pop("batch_size") for key in keys] == ["1", "2"]
     assert keys[0] == keys[1]

@@ -101,8 +101,9 @@ class Outputs:
     then uploaded, the map last; after an error none of them is there.
 
     files: what is written, by what it holds, with what lies beside the map. tally: areas of the classes so far. notes:
-    what the report shall tell of the run besides. strips: of a map that is left in pieces, the maps of its rows; of it
-    `add` takes what `needs_rows` says. threads: that compress each raster.
+    what the report shall tell of the run besides. side_tags: of the map, but not in its own bytes. strips: of a map
+    that is left in pieces, the maps of its rows; of it `add` takes what `needs_rows` says. threads: that compress each
+    raster.
     """
 
     def __init__(
@@ -114,13 +115,14 @@ class Outputs:
         labels: LabelMap,
         name: str,
         tags: Mapping[str, str],
+        side_tags: Mapping[str, str] | None = None,
         grid: TileGrid,
         bands: tuple[str, ...] = (),
         overwrite: bool = False,
         strips: Sequence[Strip] = (),
         threads: int = 1,
     ) -> None:
-        self.threads = threads
+        self.threads, self.side_tags = threads, side_tags
         self.path, self.options, self.scene, self.labels, self.tags = output, options, scene, labels, tags
         self.strips = strips
         self.files = options.files(output)
@@ -144,7 +146,7 @@ class Outputs:
         """The map, and the other rasters that are asked for."""
         common: dict[str, Any] = {"like": self.scene, "tags": self.tags, "overwrite": overwrite}
         description = f"class (D2LS {name})"
-        writer = self.writer("classes", labels=self.labels, description=description, **common)
+        writer = self.writer("classes", labels=self.labels, description=description, side_tags=self.side_tags, **common)
         self.sinks.append(Layer(writer, lambda rows: rows.labels))
         for kind in RASTERS:
             if kind in self.files:

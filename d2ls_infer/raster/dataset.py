@@ -60,7 +60,7 @@ def settings_for(path: str) -> dict[str, Any]:
 def reading(what: str, **settings: Any) -> Iterator[None]:
     """Turn rasterio's errors into a RasterError that says what was being read. settings: of GDAL, beyond `STRICT`."""
     try:
-        with OF_THE_PROCESS, rasterio.Env(**STRICT, **settings):
+        with quietly, rasterio.Env(**STRICT, **settings):
             yield
     except RasterioError as error:
         # rasterio says only where to look; GDAL's own words are in the error behind it.
@@ -68,10 +68,10 @@ def reading(what: str, **settings: Any) -> Iterator[None]:
         raise RasterError(f"cannot read {what}: {reason}") from error
 
 
-class OfTheProcess:
-    """What is another way while anything is read, and belongs to all threads: as it was again after the last of them.
+class Quietly:
+    """Without rasterio's warnings, and with GDAL's cache set back to its size, which `rasterio.Env` leaves.
 
-    That is the size of GDAL's cache, which `rasterio.Env` does not set back, and which warnings are shown.
+    Both belong to all threads of the process: they are as they were after the last one that is in here.
     """
 
     def __init__(self) -> None:
@@ -84,6 +84,7 @@ class OfTheProcess:
                 self.before.callback(set_gdal_config, "GDAL_CACHEMAX", get_gdal_config("GDAL_CACHEMAX"))
                 self.before.enter_context(warnings.catch_warnings())
                 warnings.simplefilter("ignore", NodataShadowWarning)
+                warnings.simplefilter("ignore", NotGeoreferencedWarning)  # plain images are welcome
 
     def __exit__(self, *_: object) -> None:
         with self.alone:
@@ -92,7 +93,7 @@ class OfTheProcess:
                 self.before.close()
 
 
-OF_THE_PROCESS = OfTheProcess()
+quietly = Quietly()
 
 
 @contextmanager
@@ -117,8 +118,7 @@ def open_dataset(path: str) -> Iterator[Any]:
 def open_quietly(path: str) -> Any:
     """rasterio's dataset, without a word where it is a plain image."""
     try:
-        with warnings.catch_warnings(), rasterio.Env(**STRICT, **settings_for(path)):
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # plain images are welcome
+        with quietly, rasterio.Env(**STRICT, **settings_for(path)):
             return rasterio.open(path)
     except RasterioIOError as error:
         if is_remote(path) and re.search("HTTP|CURL|not exist", str(error)):
@@ -180,9 +180,7 @@ def jpeg_bytes(picture: np.ndarray) -> bytes:
 def encoded(picture: np.ndarray, **profile: Any) -> bytes:
     """A uint8 picture as the bytes of a file of GDAL's."""
     bands, height, width = picture.shape
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with MemoryFile() as memory:
-            with memory.open(dtype="uint8", count=bands, height=height, width=width, **profile) as dataset:
-                dataset.write(picture)
-            return bytes(memory.read())
+    with quietly, MemoryFile() as memory:
+        with memory.open(dtype="uint8", count=bands, height=height, width=width, **profile) as dataset:
+            dataset.write(picture)
+        return bytes(memory.read())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,14 +13,13 @@ import numpy as np
 from affine import Affine
 from rasterio.control import GroundControlPoint
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
-from rasterio.errors import NodataShadowWarning
 from rasterio.windows import Window
 
 from d2ls_infer.errors import UsageError
 from d2ls_infer.raster import ground
 from d2ls_infer.raster.bands import band_marks, choose_bands
 from d2ls_infer.raster.cut import Cut, moved
-from d2ls_infer.raster.dataset import cache_bytes, open_dataset, reading, settings_for
+from d2ls_infer.raster.dataset import cache_bytes, open_dataset, quietly, reading, settings_for
 from d2ls_infer.raster.scale import Scale
 from d2ls_infer.tiling import Rows, Tile, TileGrid
 
@@ -257,8 +255,7 @@ class Scene:
 
     def uses_mask(self) -> bool:
         """Whether the file marks invalid pixels by anything but a band that is read as data."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NodataShadowWarning)
+        with quietly:
             flags = {flag for band in self.bands for flag in self.dataset.mask_flag_enums[band - 1]}
         replaced = self.nodata is not None and MaskFlags.nodata in flags
         return not flags & {MaskFlags.all_valid, MaskFlags.alpha} and not replaced

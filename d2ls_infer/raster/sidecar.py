@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
@@ -23,16 +23,23 @@ COLUMNS = (
 """Name, type and use (GDALRATFieldUsage) of the columns of the table."""
 
 
-def aux_xml(labels: LabelMap, counts: Sequence[int], base: Path | None = None) -> bytes:
+def aux_xml(
+    labels: LabelMap, counts: Sequence[int], base: Path | None = None, tags: Mapping[str, str] | None = None
+) -> bytes:
     """GDAL's sidecar (`.aux.xml`): the names of the values of band 1, and their raster attribute table.
 
-    counts: pixels of each class. base: a sidecar that GDAL itself has made; what it says is kept.
+    counts: pixels of each class. base: a sidecar that GDAL itself has made; what it says is kept. tags: of the raster,
+    beside those that it holds itself.
     """
     root = ElementTree.parse(base).getroot() if base is not None and base.exists() else Element("PAMDataset")
     band = root.find("PAMRasterBand[@band='1']")
     if band is None:
         band = SubElement(root, "PAMRasterBand", band="1")
     name_classes(band, labels, counts)
+    if tags:
+        metadata = SubElement(root, "Metadata")
+        for name, text in tags.items():
+            SubElement(metadata, "MDI", key=name).text = text
     ElementTree.indent(root)
     return ElementTree.tostring(root) + b"\n"
 

@@ -50,7 +50,7 @@ def find_scenes(names: Sequence[str | Path], *, asset: str | None = None) -> lis
 
 def is_list(name: str) -> bool:
     """Whether a name looks like that of a list of scenes."""
-    return name.startswith("@") or name.endswith(".txt")
+    return name.startswith("@") or name.lower().endswith(".txt")
 
 
 def expand(name: str, asset: str | None) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 from xml.etree import ElementTree
@@ -32,8 +32,17 @@ class RasterMosaic(RasterWriter):
 
     driver: ClassVar[str] = "VRT"
 
-    def __init__(self, path: Path, *, strips: Sequence[Strip], counts: np.ndarray, **options: Any) -> None:
-        super().__init__(path, **options)
+    def __init__(
+        self,
+        path: Path,
+        *,
+        strips: Sequence[Strip],
+        counts: np.ndarray,
+        tags: Mapping[str, str] | None = None,
+        side_tags: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(path, tags={**(tags or {}), **(side_tags or {})}, **options)
         self.strips, self.counts = sorted(strips), counts
 
     def write(self, rows: np.ndarray) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -16,14 +15,13 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 from rasterio._err import CPLE_BaseError
-from rasterio.env import get_gdal_config, set_gdal_config
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from d2ls_infer.errors import MissingFileError, OutputExistsError, RasterError, UsageError
 from d2ls_infer.files import write_whole
 from d2ls_infer.labels import NODATA, LabelMap
-from d2ls_infer.raster.dataset import local_file
+from d2ls_infer.raster.dataset import local_file, quietly
 from d2ls_infer.raster.scene import Scene
 from d2ls_infer.raster.sidecar import aux_xml, qgis_style, style_path
 
@@ -70,8 +68,10 @@ class RasterWriter:
 
     With labels it is a class map: one band with colours and names, and beside it GDAL's sidecar (`.aux.xml`: names and
     attribute table) and a QGIS style (`.qml`). Without, it has a band per description, whose values times `scale` are
-    what they stand for. cog: written as a Cloud Optimized GeoTIFF, with overviews. counts: pixels of each class, as
-    they are in the end, of whoever counts them anyway. threads: how many compress blocks; the file is the same.
+    what they stand for. side_tags: of a class map, tags that its own bytes shall not depend on: they stand in the
+    sidecar, and GDAL shows them as any. cog: written as a Cloud Optimized GeoTIFF, with overviews. counts: pixels of
+    each class, as they are in the end, of whoever counts them anyway. threads: how many compress blocks; the file is
+    the same.
 
     Rows are handed over from top to bottom and kept until a row of blocks is whole, so that no block is written twice.
     Everything goes to `NAME.partial` and gets its name at the end of the `with` block; after an error nothing is left.
@@ -89,12 +89,13 @@ class RasterWriter:
         description: str | Sequence[str] = "class",
         scale: float | None = None,
         tags: Mapping[str, str] | None = None,
+        side_tags: Mapping[str, str] | None = None,
         overwrite: bool = False,
         cog: bool = False,
         counts: np.ndarray | None = None,
         threads: int = 1,
     ) -> None:
-        self.path, self.labels, self.cog = path, labels, cog
+        self.path, self.labels, self.cog, self.side_tags = path, labels, cog, side_tags
         for file in self.files_of(path, labels):
             for source in (like.path, *like.dataset.files):  # a VRT shows other files
                 check_output(file, source=source, overwrite=overwrite)
@@ -206,7 +207,7 @@ class RasterWriter:
     def sidecar(self, by_gdal: Path) -> bytes | None:
         """GDAL's sidecar, with what GDAL itself has put into one: what GeoTIFF has no keys for."""
         if self.labels is not None:
-            return aux_xml(self.labels, self.counts[: len(self.labels)].tolist(), by_gdal)
+            return aux_xml(self.labels, self.counts[: len(self.labels)].tolist(), by_gdal, self.side_tags)
         return by_gdal.read_bytes() if by_gdal.exists() else None
 
     def discard(self) -> None:
@@ -263,8 +264,7 @@ def create_dataset(
         **({"interleave": "band"} if bands > 1 else {}),
         **({"num_threads": threads} if threads > 1 else {}),
     }  # fmt: skip
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    with quietly:
         dataset = rasterio.open(
             path,
             "w",
@@ -286,14 +286,9 @@ def create_dataset(
 
 def copy_to_cog(tiled: Path, path: Path, *, resampling: str) -> None:
     """A tiled GeoTIFF as a Cloud Optimized one with overviews, by GDAL's own driver."""
-    before = get_gdal_config("GDAL_CACHEMAX")  # belongs to the process, and Env does not set it back
     options = {"compress": "DEFLATE", "predictor": "NO", "blocksize": "512", "bigtiff": "IF_SAFER"}
-    try:
-        with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=COG_CACHE_BYTES, CPL_TMPDIR=str(path.parent)):
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            rasterio.shutil.copy(tiled, path, driver="COG", overview_resampling=resampling, **options)
-    finally:
-        set_gdal_config("GDAL_CACHEMAX", before)
+    with quietly, rasterio.Env(GDAL_CACHEMAX=COG_CACHE_BYTES, CPL_TMPDIR=str(path.parent)):
+        rasterio.shutil.copy(tiled, path, driver="COG", overview_resampling=resampling, **options)
 
 
 def color_table(labels: LabelMap) -> dict[int, tuple[int, int, int, int]]:
@@ -303,9 +298,7 @@ def color_table(labels: LabelMap) -> dict[int, tuple[int, int, int, int]]:
 
 def check_whole(path: Path) -> None:
     """Raise where the closed file lost its end: GDAL flushes on closing, and a full disk then only logs an error."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(path) as dataset:
-            last = Window(0, max(0, dataset.height - 1), dataset.width, 1)
-            if dataset.read(window=last).shape[2] != dataset.width:
-                raise OSError(errno.EIO, "the last row is missing")
+    with quietly, rasterio.open(path) as dataset:
+        last = Window(0, max(0, dataset.height - 1), dataset.width, 1)
+        if dataset.read(window=last).shape[2] != dataset.width:
+            raise OSError(errno.EIO, "the last row is missing")

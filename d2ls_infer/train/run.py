@@ -207,8 +207,8 @@ def check_output(file: Path, config: TrainConfig, options: RunOptions) -> None:
     if not (checkpoint.exists() and settings.exists()):
         raise MissingFileError(f"nothing to resume in {options.output}: no {CHECKPOINT} beside {CONFIG}")
     try:
-        former = json.loads(settings.read_text(encoding="utf-8"))
-    except ValueError as error:
+        former = dict(json.loads(settings.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
         raise UsageError(f"{settings} is damaged: {error}; start anew with another --output") from error
     now = json.loads(json.dumps(config.to_dict()))
     changed = [f"{name} was {former.get(name)}, is {now[name]}" for name in now if former.get(name) != now[name]]
