@@ -105,11 +105,13 @@ MODELS = {
         summary="preview: rural land cover, 0.3 m, red, green, blue; few images, nearly all rural",
         score="mIoU",
         license="CC-BY-NC-SA-4.0",
-        imagery="LoveDA (0.3 m), started from the model naip-rgb",
-        trained_on="22 images and 3 crops, nearly all rural, and 26 low-resolution pairs",
-        and_on="images 20 to 27 and 2996",
+        imagery="LoveDA (0.3 m) and NAIP land cover (0.6 m, enlarged, under LoveDA's classes), started from the model "
+        "naip-rgb",
+        trained_on="22 images and 3 crops, nearly all rural, 26 low-resolution pairs and 169 tiles",
+        and_on="images 20 to 27 and 2996 and 29 tiles",
         measured_on="9 images",
-        note="a preview, trained on 34 labelled images and crops, nearly all rural, and 26 pairs of low resolution",
+        note="a preview, trained on 34 labelled images and crops of LoveDA, nearly all rural, 26 low-resolution pairs "
+        "and 198 tiles of NAIP",
     ),
 }
 
