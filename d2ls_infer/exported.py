@@ -25,7 +25,7 @@ from d2ls_infer.options import PredictOptions
 from d2ls_infer.segmenter import D2LSSegmenter, choose_device, precision_of, predict_array
 from d2ls_infer.smoothing import mean_of_cells, smoothed
 from d2ls_infer.tiling import TileGrid
-from d2ls_infer.weights import WeightsFile, load_network, warn_of_terms
+from d2ls_infer.weights import WeightsFile, warn_of_terms
 
 T = TypeVar("T")
 
@@ -108,7 +108,9 @@ def export_model(
     if weights.path.suffix in RUNTIMES:
         raise UsageError(f"{weights.path} is an exported file; a weights file is wanted")
     warn_of_terms(weights)
-    segmenter, exact = (segmenter_of(weights, dtype, smooth=smooth) for dtype in (precision, "float32"))
+    segmenter, exact = (
+        D2LSSegmenter.of(weights, device="cpu", precision=dtype, smooth=smooth) for dtype in (precision, "float32")
+    )
     program = exported(Whole(segmenter).eval(), torch.zeros(1, len(segmenter.bands), tile_size, tile_size))
     metadata = metadata_of(segmenter, tile_size, int8=int8)
     # Finished in a folder beside it: what has its name is whole.
@@ -122,22 +124,6 @@ def export_model(
         except OSError as error:
             raise D2LSError(f"{output} cannot be written: {error}") from error
     return agreement
-
-
-def segmenter_of(
-    weights: WeightsFile, precision: Literal["float32", "bfloat16"], *, smooth: bool = True
-) -> D2LSSegmenter:
-    """A weights file by torch on the CPU, whatever else there is."""
-    network = load_network(weights.path, weights.description)
-    return D2LSSegmenter(
-        network,
-        weights.description,
-        name=weights.name,
-        sha256=weights.sha256,
-        device="cpu",
-        precision=precision,
-        smooth=smooth,
-    )
 
 
 def check_export(

@@ -79,7 +79,6 @@ class Job:
             labels=self.segmenter.labels,
             name=self.name,
             tags=tags,
-            side_tags=run_tag(self, options),
             grid=self.grid,
             bands=tuple(self.segmenter.bands),
             **more,
@@ -218,13 +217,13 @@ def rows_memory(job: Job, options: PredictOptions, batch_size: int) -> int:
 
 
 def finished_before(job: Job, options: PredictOptions, tags: Mapping[str, str]) -> PredictResult | None:
-    """What an earlier run has made, if all of it is there, of the same scene, model, options and version."""
+    """What an earlier run has made, if all of it is there and the map has these tags, `run_tag` among them."""
     files = options.files(job.output)
     if not all(map(exists, files.values())):
         return None
     tally = AreaTally(job.scene, job.segmenter.labels)
     with at_hand(job.output), at_hand(Path(f"{job.output}.aux.xml")):
-        if not was_made_of(job.output, job.scene, {**tags, **run_tag(job, options)}):
+        if not was_made_of(job.output, job.scene, tags):
             return None
         for first, rows in map_rows(job.output):
             tally.add(Finished.of(first, {"labels": rows}))

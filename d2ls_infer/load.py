@@ -7,7 +7,7 @@ from pathlib import Path
 from d2ls_infer.exported import ExportedSegmenter
 from d2ls_infer.graphs import RUNTIMES
 from d2ls_infer.segmenter import D2LSSegmenter, Precision
-from d2ls_infer.weights import WeightsFile, find_weights, load_network, warn_of_terms
+from d2ls_infer.weights import WeightsFile, find_weights, warn_of_terms
 
 
 def load_model(
@@ -44,15 +44,4 @@ def load_segmenter(
     warn_of_terms(weights)
     if weights.path.suffix in RUNTIMES:
         return ExportedSegmenter(weights, device=device, precision=precision, backend=backend, smooth=smooth)
-    network = load_network(weights.path, weights.description)
-    return D2LSSegmenter(
-        network,
-        weights.description,
-        name=weights.name,
-        sha256=weights.sha256,
-        reference=weights.reference,
-        device=device,
-        precision=precision,
-        backend=backend,
-        smooth=smooth,
-    )
+    return D2LSSegmenter.of(weights, device=device, precision=precision, backend=backend, smooth=smooth)

@@ -18,7 +18,7 @@ from torch import Tensor
 from d2ls_infer.at_once import Halving
 from d2ls_infer.background import Behind, ahead
 from d2ls_infer.errors import UsageError
-from d2ls_infer.job import Job, PredictResult, choose_batch, finished_before, prepared, provenance, run_key
+from d2ls_infer.job import Job, PredictResult, choose_batch, finished_before, prepared, provenance, run_key, run_tag
 from d2ls_infer.journal import Journal, journal_path, key_of, remove_journal
 from d2ls_infer.options import PredictOptions
 from d2ls_infer.outputs import Finished, Outputs, check_outputs
@@ -80,10 +80,10 @@ def predict_raster(
     if output is not None:
         check_writable(place(output))
     with prepared(model, source, output, settings, overwrite=overwrite or resume) as job:
-        tags = provenance(job, settings)
+        tags, side_tags = provenance(job, settings), run_tag(job, settings)
         identified = bool(getattr(job.segmenter, "sha256", ""))
         if resume and not overwrite:
-            if identified and (found := finished_before(job, settings, tags)):
+            if identified and (found := finished_before(job, settings, tags | side_tags)):
                 remove_journal(journal_path(job.output))  # of a run that was killed right after its last file
                 return found
             check_outputs(job.output, settings, source=str(source), overwrite=False)
@@ -101,7 +101,7 @@ def predict_raster(
                 key = run_key(job, settings)
                 journal = stack.enter_context(Journal(job.output, key, height=job.scene.height, resume=resume))
             threads = 1 if job.device.type == "cpu" else COMPRESSING
-            outputs = job.outputs(settings, tags, overwrite=overwrite, threads=threads)
+            outputs = job.outputs(settings, tags, side_tags=side_tags, overwrite=overwrite, threads=threads)
             return map_scene(job.observed(settings), stack.enter_context(outputs), settings, journal, progress)
 
 

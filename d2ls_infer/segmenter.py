@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, Self, get_args, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from d2ls_infer.nn import ByEmbeddings, FoldedD2LS, inference_form
 from d2ls_infer.smoothing import smoothed
 from d2ls_infer.tiling import TileGrid, blend, parse_overlap
 from d2ls_infer.transfers import Uploads
+from d2ls_infer.weights import WeightsFile, load_network
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
@@ -104,6 +105,19 @@ class D2LSSegmenter:
         self.labels, self.bands, self.value_range = description.labels, description.bands, description.value_range
         self.gsd_m, self.tile_size = description.gsd_m, description.tile_size
         self.normalisation = Normalisation(description).to(self.device)
+
+    @classmethod
+    def of(cls, weights: WeightsFile, **options: Any) -> Self:
+        """The segmenter of a weights file that was found. options: device, precision, backend, smooth."""
+        network = load_network(weights.path, weights.description)
+        return cls(
+            network,
+            weights.description,
+            name=weights.name,
+            sha256=weights.sha256,
+            reference=weights.reference,
+            **options,
+        )
 
     def normalise(self, batch: Tensor) -> Tensor:
         """(B, bands, H, W) raw pixel values -> the same shape as the network takes it, float32 on its device."""

@@ -137,11 +137,11 @@ def raster_of(band: Band) -> str:
 
 def remove_rasters(folder: Path, *, but: Collection[str]) -> None:
     """Remove the maps of bands, and what lies beside them, but for those of these names."""
-    for path in folder.iterdir():
-        match = re.match(r"\d{10,}-\d{10,}-[0-9a-f]{12}", path.name)
+    for name in names_in(folder):
+        match = re.match(r"\d{10,}-\d{10,}-[0-9a-f]{12}", name)
         if match and f"{match[0]}.tif" not in but:
             with suppress(OSError):
-                path.unlink()
+                (folder / name).unlink()
 
 
 def piece_path(folder: Path, band: Band) -> Path:

@@ -47,7 +47,7 @@ from d2ls_infer.cluster.worker import (
 )
 from d2ls_infer.cluster.worker import Model as ModelOfWorkers
 from d2ls_infer.errors import D2LSError, RasterError, StoreError, UsageError
-from d2ls_infer.job import Job, PredictResult, finished_before, opened, provenance, run_key
+from d2ls_infer.job import Job, PredictResult, finished_before, opened, provenance, run_key, run_tag
 from d2ls_infer.journal import journal_path, remove_journal
 from d2ls_infer.load import load_segmenter
 from d2ls_infer.options import PredictOptions
@@ -113,6 +113,7 @@ class SceneRun:
     options: PredictOptions
     key: dict[str, Any]
     tags: dict[str, str]
+    side_tags: dict[str, str]  # of the scene as it is when its run begins
     bands: dict[Band, BandDone | None]
     resumed: int
     height: int
@@ -340,9 +341,9 @@ class Run:
         options = self.options
         check_writable(output)
         with opened(self.about, self.about.name, source, output, options) as job:
-            tags, folder = provenance(job, options), parts_folder(output)
+            tags, side_tags, folder = provenance(job, options), run_tag(job, options), parts_folder(output)
             if self.resume and not self.overwrite:
-                if self.about.sha256 and (found := finished_before(job, options, tags)):
+                if self.about.sha256 and (found := finished_before(job, options, tags | side_tags)):
                     remove_pieces(folder)
                     remove_journal(journal_path(output))
                     return found
@@ -358,6 +359,7 @@ class Run:
                 options=options,
                 key=key,
                 tags=tags,
+                side_tags=side_tags,
                 bands={band: done for band, (_, done) in bands.items()},
                 resumed=sum(rows for rows, _ in bands.values()),
                 height=job.scene.height,
@@ -481,7 +483,9 @@ class Run:
         options, about, folder, bands = run.options, self.about, parts_folder(run.output), sorted(run.bands)
         with opened(about, about.name, run.source, run.output, options) as job:
             strips = [Strip(*band, folder / run.wait(band).raster) for band in bands] if options.vrt else []
-            with job.outputs(options, run.tags, overwrite=self.overwrite, strips=strips) as outputs:
+            with job.outputs(
+                options, run.tags, side_tags=run.side_tags, overwrite=self.overwrite, strips=strips
+            ) as outputs:
                 if outputs.scene_picture is not None:
                     for _ in outputs.seeing(job.view.tiles(job.grid)):
                         run.check()

@@ -19,8 +19,9 @@ from forward import Timer, published
 from torch import Tensor
 
 from d2ls_infer.backends import OpenVINO, exported, is_installed, runner
-from d2ls_infer.exported import LEAST_SAME, LEAST_SAME_INT8, compare, sample_tiles, segmenter_of, write_openvino
+from d2ls_infer.exported import LEAST_SAME, LEAST_SAME_INT8, compare, sample_tiles, write_openvino
 from d2ls_infer.nn import D2LS, D2LSConfig, fold
+from d2ls_infer.segmenter import D2LSSegmenter
 from d2ls_infer.weights import find_weights, load_network
 
 FORMS = (
@@ -71,7 +72,7 @@ def main() -> int:
         else:
             weights = find_weights(name)
             network = load_network(weights.path, weights.description)
-            segmenter = segmenter_of(weights, "float32", smooth=False)
+            segmenter = D2LSSegmenter.of(weights, device="cpu", precision="float32", smooth=False)
             tiles = sample_tiles(segmenter.description, options.scene, options.size, options.tiles)
         pixels = torch.randn(1, network.config.in_channels, options.size, options.size)
         seen = [segmenter.normalise(tile) for tile in tiles[::2]] if tiles else [pixels]

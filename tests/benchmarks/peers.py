@@ -85,7 +85,8 @@ def network_of(form: str, model: str) -> nn.Module:
     from forward import published
     from torch import nn
 
-    from d2ls_infer.exported import Whole, segmenter_of
+    from d2ls_infer.exported import Whole
+    from d2ls_infer.segmenter import D2LSSegmenter
     from d2ls_infer.weights import find_weights, load_network
 
     class Published(nn.Module):
@@ -97,7 +98,7 @@ def network_of(form: str, model: str) -> nn.Module:
             return published(self.network, pixels)
 
     weights = find_weights(model)
-    whole = Whole(segmenter_of(weights, "float32", smooth=False))
+    whole = Whole(D2LSSegmenter.of(weights, device="cpu", precision="float32", smooth=False))
     if form == "published":
         whole.network = Published()
     if form == "null":
