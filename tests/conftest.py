@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +35,16 @@ settings.load_profile("d2ls")
 # Tests run in two processes on perhaps two cores: each has one thread, and so has what it starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Say how a process of tests ended that fell over, which is all that there is to be learnt of it."""
+    if error:
+        with suppress(subprocess.TimeoutExpired):
+            ended = node.gateway._io.popen.wait(10)
+            node.config.get_terminal_writer().line(f"\n{node.gateway.id} ended with {ended}", red=True)
+
 
 NAMES = ("water", "forest", "field", "road", "roof")
 UTM = "EPSG:32618"

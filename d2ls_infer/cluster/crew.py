@@ -165,7 +165,9 @@ class Crew:
     def error_of(self, future: Future) -> D2LSError:
         """Why a task failed. Raises what is no fault of the task."""
         if future.status != "error":
-            raise self.lost()
+            if not self.connected:
+                raise self.lost()
+            return D2LSError("the scheduler has let go of it")  # seen where a worker was killed on a busy machine
         error = future.exception()
         if isinstance(error, KilledWorker):
             return D2LSError(f"{error.allowed_failures + 1} workers, one after the other, were lost with it")
@@ -211,6 +213,11 @@ class Crew:
         except ValueError:  # it has no nanny
             self.client.retire_workers([worker], close_workers=True)
 
+    @property
+    def connected(self) -> bool:
+        """Whether there is a way to the scheduler now."""
+        return bool(self.client.status == "running")
+
     def lost(self) -> D2LSError:
         """The error for a scheduler that is gone."""
         return D2LSError("the scheduler is lost; what is finished is kept, and the same command with --resume goes on")
@@ -222,13 +229,10 @@ class Crew:
             yield
         except D2LSError:
             raise
-        except (
-            OSError,
-            TimeoutError,
-            CancelledError,
-            RuntimeError,
-        ) as error:  # Dask says RuntimeError of a client that was closed
-            raise self.lost() from error
+        except Exception as error:  # Dask has many names for it, and of a client that was closed several, by version
+            if isinstance(error, OSError | TimeoutError | CancelledError | RuntimeError) or not self.connected:
+                raise self.lost() from error
+            raise
 
     def __enter__(self) -> Self:
         with self.telling():

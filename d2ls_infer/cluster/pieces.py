@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from d2ls_infer.cluster.shared import PLACE, remove_shared
-from d2ls_infer.errors import RasterError
+from d2ls_infer.errors import RasterError, UsageError
 from d2ls_infer.journal import Journal, key_of, remove_journal
 from d2ls_infer.outputs import Finished
 from d2ls_infer.raster import local_file
@@ -165,6 +165,18 @@ def kept_piece(folder: Path, band: Band, key: Mapping[str, Any]) -> Iterator[Pie
     """A piece that is there; one in an object store is fetched, for as long as it takes."""
     with at_hand(piece_path(folder, band)), Piece(folder, band, key) as piece:
         yield piece
+
+
+def begun_piece(folder: Path, band: Band, key: Mapping[str, Any]) -> Piece:
+    """The piece of a band that is to be made.
+
+    Other runs' pieces were removed when this run began: one that is there has been left since by a worker that was
+    still at it, and is replaced.
+    """
+    with suppress(UsageError):
+        return Piece(folder, band, key)
+    remove_journal(piece_path(folder, band))
+    return Piece(folder, band, key)
 
 
 def known_pieces(folder: Path, key: Mapping[str, Any]) -> dict[Band, tuple[int, BandDone | None]]:

@@ -25,6 +25,7 @@ from d2ls_infer.cluster.pieces import (
     Band,
     BandDone,
     Piece,
+    begun_piece,
     parts_folder,
     piece_path,
     place_path,
@@ -219,14 +220,14 @@ class Model(WorkerPlugin):  # type: ignore[misc]
         """The piece of a band; one in an object store is fetched if it is there, else uploaded once it is whole."""
         folder = parts_folder(self.place(task.output))
         if isinstance(task.output, Path):
-            with Piece(folder, task.band, task.key) as piece:
+            with begun_piece(folder, task.band, task.key) as piece:
                 yield piece
             return
         folder.mkdir(exist_ok=True)
         file = piece_path(folder, task.band)
         address = f"{task.output}{PARTS}/{file.name}"
         fetch(address, file)
-        with Piece(folder, task.band, task.key) as piece:
+        with begun_piece(folder, task.band, task.key) as piece:
             was_whole = piece.done is not None
             yield piece
         if not was_whole:

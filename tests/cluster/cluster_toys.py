@@ -70,7 +70,7 @@ class Stuck(Touchy):
 class Counted(Touchy):
     """Takes its time for a batch, and leaves a file for it, named by what is in it, in a folder."""
 
-    def __init__(self, folder: Path, seconds: float = 0.05) -> None:
+    def __init__(self, folder: Path, seconds: float) -> None:
         super().__init__(seconds)
         self.folder = folder
 

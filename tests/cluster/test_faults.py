@@ -24,7 +24,17 @@ from cluster_toys import Stuck, Touchy, be_scheduler, be_worker
 from d2ls_infer import FailedScene, PredictResult, predict_many, predict_raster
 from d2ls_infer.cluster import ClusterOptions
 from d2ls_infer.cluster.clients import client_of
-from d2ls_infer.cluster.pieces import Band, Piece, bands_in, cut, gaps, known_pieces, parts_folder, usual_tile_rows
+from d2ls_infer.cluster.pieces import (
+    Band,
+    Piece,
+    bands_in,
+    cut,
+    gaps,
+    known_pieces,
+    parts_folder,
+    piece_path,
+    usual_tile_rows,
+)
 from d2ls_infer.cluster.worker import BandDone
 from d2ls_infer.errors import D2LSError, RasterError, UsageError
 from d2ls_infer.outputs import Finished, Outputs
@@ -111,6 +121,30 @@ def test_workers_that_are_killed_at_random_moments(
     assert kills > 0
 
 
+def test_bands_that_the_scheduler_lets_go_of_are_handed_out_again(
+    client: Any, scene: Path, tmp_path: Path, whole: dict[str, bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As it does, on a busy machine, of one whose worker is killed just as it is done."""
+    from distributed import Future
+
+    (tmp_path / "many").mkdir()
+    let_go: list[str] = []
+
+    def tell(news: dict[str, Any]) -> None:
+        if news["status"] == "band" and not let_go:
+            let_go.extend(key for key, state in client.futures.items() if state.status == "pending")
+            client.cancel([Future(key, client) for key in let_go], force=True)
+
+    (found,) = predict_many(
+        Touchy(0.05), [scene], tmp_path / "many", client=client, tell=tell, cluster=ClusterOptions(band_rows=60),
+        **OPTIONS,
+    )  # fmt: skip
+    assert let_go
+    assert isinstance(found, PredictResult), found
+    assert caplog.text.count("the scheduler has let go of it") == len(let_go)
+    assert files(tmp_path / "many") == whole
+
+
 @pytest.mark.parametrize("how", ["stopped", "stuck"])
 def test_a_worker_that_hangs_is_started_anew(
     scene: Path, tmp_path: Path, whole: dict[str, bytes], crowd: Crowd, caplog: pytest.LogCaptureFixture, how: str
@@ -150,6 +184,26 @@ def test_a_disk_that_is_full_on_one_worker(
     assert isinstance(found, PredictResult), found
     assert "try 1 of 3 failed" in caplog.text
     assert files(tmp_path / "many") == whole
+
+
+def test_what_workers_of_an_earlier_run_leave_meanwhile_is_replaced(
+    client: Any, scene: Path, tmp_path: Path, whole: dict[str, bytes]
+) -> None:
+    """A worker of a run that has just failed keeps what it has made, perhaps when the next run has begun."""
+    many, band = tmp_path / "many", Band(280, 300)
+    many.mkdir()
+
+    def tell(news: dict[str, Any]) -> None:
+        folder = parts_folder(many / "scene_d2ls-touchy.tif")
+        if news["status"] == "band" and not piece_path(folder, band).exists():
+            with Piece(folder, band, {"options": {"overlap": 9}}) as piece:
+                piece.add(Finished.of(280, {"labels": np.zeros((4, 70), np.uint8)}))
+
+    (found,) = predict_many(
+        Touchy(0.02), [scene], many, client=client, tell=tell, cluster=ClusterOptions(band_rows=20), **OPTIONS
+    )
+    assert isinstance(found, PredictResult), found
+    assert files(many) == whole
 
 
 # Sources
@@ -243,6 +297,20 @@ def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
+
+
+def test_a_client_that_is_closed_has_lost_the_scheduler(crowd: Crowd, scene: Path, tmp_path: Path) -> None:
+    with crowd(1) as client:
+
+        def tell(news: dict[str, Any]) -> None:
+            if news["status"] == "band":
+                client.close()
+
+        with pytest.raises(D2LSError, match=r"the scheduler is lost; .* --resume goes on"):
+            list(predict_many(
+                Touchy(0.05), [scene], tmp_path / "map.tif", client=client, tell=tell,
+                cluster=ClusterOptions(band_rows=60), **OPTIONS,
+            ))  # fmt: skip
 
 
 def test_the_scheduler_is_lost_and_the_run_started_again(

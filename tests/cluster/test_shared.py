@@ -115,7 +115,7 @@ def test_each_tile_is_scored_once_by_however_many_bands(
     (tmp_path / "one").mkdir()
     (tmp_path / "many").mkdir()
     (tmp_path / "scored").mkdir()
-    predict_raster(Counted(tmp_path / "scored"), scene, tmp_path / "one", **tiles)
+    predict_raster(Counted(tmp_path / "scored", 0.0), scene, tmp_path / "one", **tiles)
     once = sorted(path.name.split(" ")[0] for path in (tmp_path / "scored").iterdir())
     for path in (tmp_path / "scored").iterdir():
         path.unlink()
@@ -123,7 +123,7 @@ def test_each_tile_is_scored_once_by_however_many_bands(
         cluster = ClusterOptions(band_rows=75)
         list(
             predict_many(
-                Counted(tmp_path / "scored"), [scene], tmp_path / "many", client=client, cluster=cluster, **tiles
+                Counted(tmp_path / "scored", 0.1), [scene], tmp_path / "many", client=client, cluster=cluster, **tiles
             )
         )
     assert sorted(path.name.split(" ")[0] for path in (tmp_path / "scored").iterdir()) == once
@@ -238,7 +238,7 @@ def test_workers_look_together_and_the_map_is_that_of_one_process(
 # Helping
 
 
-@pytest.mark.parametrize(("options", "seconds"), [({}, 0.15), ({"batch_size": 7}, 0.6)])
+@pytest.mark.parametrize(("options", "seconds"), [({}, 0.25), ({"batch_size": 7}, 1.0)])
 def test_who_has_nothing_to_do_helps_with_the_last_band(
     crowd: Callable[[int], Any], scene: Path, tmp_path: Path, contents: Callable[[Path], Any],
     options: dict[str, Any], seconds: float,
