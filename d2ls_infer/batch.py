@@ -15,7 +15,7 @@ from d2ls_infer.load import load_segmenter
 from d2ls_infer.options import PredictOptions
 from d2ls_infer.plan import Plan, plan_raster
 from d2ls_infer.predict import Progress, check_whole_rasters, predict_raster
-from d2ls_infer.segmenter import Segmenter
+from d2ls_infer.segmenter import Segmenter, name_of
 from d2ls_infer.store import named, place
 from d2ls_infer.weights import WeightsFile, find_weights
 
@@ -132,7 +132,7 @@ def looked_at(
 ) -> tuple[list[Ready], list[FailedScene]]:
     """The scenes that can be mapped, and those that cannot. Raises UsageError where they cannot have a map each."""
     known: Any = model.description if isinstance(model, WeightsFile) else model
-    name = str(getattr(model, "name", type(model).__name__))
+    name = name_of(model)
     ready, failed = [], []
     for source, path in places(list(map(str, sources)), None if output is None else place(output), name, options):
         try:

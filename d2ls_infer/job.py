@@ -29,6 +29,7 @@ from d2ls_infer.segmenter import (
     Segmenter,
     backend_of,
     in_context,
+    name_of,
     precision_of,
     whose_dictionary,
 )
@@ -177,7 +178,7 @@ def prepared(
     """Everything that can go wrong before the first tile, the cheap first: names, scene, outputs, then the weights."""
     weights = find_weights(model) if isinstance(model, str | Path) else None
     known: Any = model if weights is None else weights.description
-    name = str(getattr(model, "name", type(model).__name__)) if weights is None else weights.name
+    name = name_of(model if weights is None else weights)
     output = None if output is None else place(output)
     if output is None or output.is_dir():
         output = default_output(source, name, output)

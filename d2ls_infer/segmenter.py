@@ -34,10 +34,12 @@ class Segmenter(Protocol):
 
     labels: the classes, in the order of the scores. bands: names of the bands it takes, in channel order.
 
-    Four attributes may be there besides: `value_range`, (low, high) of the raw pixel values, to which scenes of other
+    Attributes that may be there besides: `value_range`, (low, high) of the raw pixel values, to which scenes of other
     types than uint8 are scaled; `device`, where the scores are (the CPU where it is left out); `gsd_m`, the ground
-    sampling distance it was trained at; and `tile_size`, the side in pixels of the tiles that it is best mapped by. One
-    that wants to see some of a scene before it scores its tiles is an `Observer` too.
+    sampling distance it was trained at; `tile_size`, the side in pixels of the tiles that it is best mapped by; `name`,
+    of which the names of its maps are made (that of its class where it is left out); and `sha256`, which tells it from
+    any other, without which `resume` takes up nothing. One that wants to see some of a scene before it scores its tiles
+    is an `Observer` too.
     """
 
     labels: LabelMap
@@ -48,6 +50,11 @@ class Segmenter(Protocol):
 
         Scores are blended by weighted means and the largest wins. They stay on the segmenter's device.
         """
+
+
+def name_of(model: Any) -> str:
+    """What maps by a segmenter, or by a weights file, are named after."""
+    return str(getattr(model, "name", type(model).__name__))
 
 
 class Normalisation(nn.Module):

@@ -41,9 +41,10 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 def pytest_testnodedown(node: Any, error: object) -> None:
     """Say how a process of tests ended that fell over, which is all that there is to be learnt of it."""
     if error:
+        ended = "has not ended"
         with suppress(subprocess.TimeoutExpired):
-            ended = node.gateway._io.popen.wait(10)
-            node.config.get_terminal_writer().line(f"\n{node.gateway.id} ended with {ended}", red=True)
+            ended = f"ended with {node.gateway._io.popen.wait(10)}"
+        node.config.get_terminal_writer().line(f"\n{node.gateway.id} {ended}", red=True)
 
 
 NAMES = ("water", "forest", "field", "road", "roof")

@@ -50,7 +50,7 @@ from d2ls_infer.options import PredictOptions
 from d2ls_infer.outputs import Finished, Outputs
 from d2ls_infer.outputs.options import RASTERS
 from d2ls_infer.predict import Stopwatch, finish_rows
-from d2ls_infer.segmenter import TILE_PX, Segmenter, precision_of
+from d2ls_infer.segmenter import TILE_PX, Segmenter, name_of, precision_of
 from d2ls_infer.store import fetch, place, upload
 from d2ls_infer.tiling import Around, Batch, Rows, batches, rows_sharing_batches, stacked
 from d2ls_infer.weights import WeightsFile, find_weights
@@ -106,7 +106,7 @@ class About:
     @classmethod
     def of(cls, segmenter: Any) -> About:
         return cls(
-            name=str(getattr(segmenter, "name", type(segmenter).__name__)),
+            name=name_of(segmenter),
             labels=segmenter.labels,
             bands=tuple(segmenter.bands),
             value_range=getattr(segmenter, "value_range", None),

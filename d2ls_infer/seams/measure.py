@@ -36,7 +36,7 @@ from d2ls_infer.seams.counts import (
     total,
     worst_square,
 )
-from d2ls_infer.segmenter import AugmentedSegmenter, Segmenter, decide, in_context, precision_of
+from d2ls_infer.segmenter import AugmentedSegmenter, Segmenter, decide, in_context, name_of, precision_of
 from d2ls_infer.tiling import Tile, TileGrid, blend
 from d2ls_infer.weights import find_weights
 
@@ -237,7 +237,7 @@ def measuring(
         raise UsageError("batch_size is a number where seams are measured, got 'auto'; try 8")
     weights = find_weights(model) if isinstance(model, str | Path) else None
     about: Any = model if weights is None else weights.description
-    name = str(getattr(model, "name", type(model).__name__)) if weights is None else weights.name
+    name = name_of(model if weights is None else weights)
     takes = {"bands": about.bands, "value_range": getattr(about, "value_range", None)}
     with settings.open(source, **takes) as scene:
         size = int(scene.dataset.width), int(scene.dataset.height)
