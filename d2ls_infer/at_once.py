@@ -106,6 +106,8 @@ def fitting_batch(score: Score, batch: Tensor, limit: int, others: int) -> int:
             score(batch[:more])
         except torch.OutOfMemoryError:
             break
+        if peak_bytes() + others > limit:  # so many took more than their share
+            break
         fitting = more
     return fitting
 

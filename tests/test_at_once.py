@@ -151,13 +151,13 @@ def test_a_run_that_goes_on_takes_the_size_it_began_with(
     assert max(segmenter.batches) == 3
 
 
-def growing(monkeypatch: pytest.MonkeyPatch, base: int, per_tile: int) -> Callable[[Tensor], Tensor]:
-    """A network that takes so many bytes for each tile, in a process that had taken others before."""
+def growing(monkeypatch: pytest.MonkeyPatch, base: int, per_tile: int, four: int = 0) -> Callable[[Tensor], Tensor]:
+    """A network that takes so many bytes for each tile, and more for four at once, in a process that had others."""
     peak = base
 
     def score(batch: Tensor) -> Tensor:
         nonlocal peak
-        peak = max(peak, base + per_tile * len(batch))
+        peak = max(peak, base + per_tile * len(batch) + four * (len(batch) >= 4))
         return batch
 
     monkeypatch.setattr(at_once, "peak_bytes", lambda: peak)
@@ -179,3 +179,7 @@ def test_as_many_tiles_as_fit_are_scored_at_once(
         found = fitting_batch(score, batch, limit, 50)
         assert found == fitting
         assert 1000 + 100 * found + 50 <= limit
+
+
+def test_tiles_that_took_more_than_their_share_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fitting_batch(growing(monkeypatch, 1000, 100, four=200), torch.zeros((8, 3, 16, 16)), 1500, 50) == 2
