@@ -250,13 +250,24 @@ def exported(network: nn.Module, pixels: Tensor) -> ExportedProgram:
             parameter.data = was[name]
 
 
+@cache
+def openvino_core() -> Any:
+    """OpenVINO's runtime, one for the whole process.
+
+    On Linux each one that is made gives its thread a stack for signals, and takes it away when it ends. Where several
+    end in any order, the thread is left with one that is gone, and the next signal (Ctrl+C, or that a child has ended)
+    kills the process without a word.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 class OpenVINO:
     """(1, bands, H, W) float32 -> (1, N, H, W) float32, by OpenVINO on as many threads as torch has."""
 
     def __init__(self, model: Any) -> None:
-        import openvino
-
-        self.compiled = openvino.Core().compile_model(
+        self.compiled = openvino_core().compile_model(
             model,
             "CPU",
             {

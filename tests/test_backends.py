@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import signal
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -112,6 +115,28 @@ def test_the_compiler_is_given_the_network_as_it_is(monkeypatch: pytest.MonkeyPa
     run = runner("compile", network)
     for image in (pixels, pixels[..., :32]):
         torch.testing.assert_close(run(image), network(image))
+
+
+SIGNALLED = """
+import gc, signal, torch
+from d2ls_infer.backends import OpenVINO, exported
+
+program = exported(torch.nn.Conv2d(3, 2, 3).eval(), torch.zeros(1, 3, 16, 16))
+first, second = OpenVINO.of(program), OpenVINO.of(program)
+del first
+gc.collect()
+del second
+gc.collect()
+signal.signal(signal.SIGUSR1, lambda *_: print("heard"))
+signal.raise_signal(signal.SIGUSR1)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="sends signals of POSIX")
+def test_signals_are_heard_when_graphs_are_gone() -> None:
+    installed("openvino")
+    done = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "heard"), done.stderr
 
 
 def test_what_has_no_graph_is_told() -> None:
