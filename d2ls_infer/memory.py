@@ -18,8 +18,8 @@ PIECES = 24
 """Pieces of finished rows, and what is worked out of them, that are in memory at a time: some wait to be written."""
 
 KEPT = 1.7
-"""What the process holds on to for each byte that is in use: up to 1.25 was seen, at widths of 2,048 to 16,384, and
-once, of some hundred runs, 1.65, on a machine whose cores were wanted by others too."""
+"""What the process holds on to for each byte that is in use: up to 1.25 was seen, at widths of 2,048 to 16,384;
+once 1.5 to 1.65, on a machine whose cores were wanted by others too."""
 
 
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
