@@ -58,6 +58,8 @@ def predict_many(
 
     client: of a Dask cluster, whose workers do it, see `d2ls_infer.cluster.map_scenes`; results come as they are ready.
     """
+    if isinstance(sources, str | Path):  # not its letters
+        sources = [sources]
     if client is None:
         return batch.predict_many(model, sources, output, **options)
     from d2ls_infer.cluster import map_scenes

@@ -16,6 +16,12 @@ def shortened(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+class StoppedError(D2LSError):
+    """It was stopped, by Ctrl+C for example."""
+
+    exit_code = 130
+
+
 class UsageError(D2LSError, ValueError):
     """What was asked for does not make sense: a bad option, an unknown name, too few bands."""
 

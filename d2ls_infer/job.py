@@ -17,6 +17,7 @@ import torch
 from d2ls_infer import __version__
 from d2ls_infer.at_once import fastest_batch, fitting_batch, sample, usual_batch
 from d2ls_infer.context import Looks
+from d2ls_infer.errors import OutputExistsError
 from d2ls_infer.load import load_segmenter
 from d2ls_infer.memory import rows_bytes
 from d2ls_infer.notices import warn_before, warn_of_clipping
@@ -215,6 +216,16 @@ def rows_memory(job: Job, options: PredictOptions, batch_size: int) -> int:
         layers=options.layers(classes),
         batch_size=batch_size,
     )
+
+
+def check_not_there(output: Path, options: PredictOptions, source: str) -> None:
+    """Raise OutputExistsError where a run that goes on finds what it would not have made."""
+    try:
+        check_outputs(output, options, source=source, overwrite=False)
+    except OutputExistsError as error:
+        raise OutputExistsError(
+            f"{error}; --resume keeps only what was made whole of this scene as it is now, by these weights and options"
+        ) from error
 
 
 def finished_before(job: Job, options: PredictOptions, tags: Mapping[str, str]) -> PredictResult | None:

@@ -15,6 +15,9 @@ log = logging.getLogger(__name__)
 GSD_TOLERANCE = 1.5
 """How many times larger or smaller than the model's a scene's pixels may be without a warning."""
 
+USED_SHARE = 0.1
+"""Of the model's range of values: a scene that uses more of it, and nothing beyond, is taken to be on it."""
+
 
 def warn_before(scene: Scene, segmenter: Any, *, bands_chosen: bool, gsd_given: bool) -> None:
     """All that can be said before the first tile. bands_chosen, gsd_given: whether the user has said those."""
@@ -26,14 +29,17 @@ def warn_before(scene: Scene, segmenter: Any, *, bands_chosen: bool, gsd_given: 
 
 
 def warn_of_type(scene: Scene) -> None:
-    """Say it when values of a wider type are read on the model's own range, which is right only if they are on it."""
+    """Say it when values of a wider type are read on the model's own range, and do not look as if they were on it."""
     if not scene.as_it_is and scene.value_range is not None and scene.scale is None and scene.band_units is None:
         low, high = scene.value_range
         found = scene.middle_values()
+        if found and low <= found[0] and low + USED_SHARE * (high - low) < found[1] <= high and not scene.unused_units:
+            return
         log.warning(
-            "%s holds %s values%s; they are taken on the model's range %g to %g as they are. "
+            "%s holds %s values%s; they are taken on the model's range %g to %g as they are%s. "
             "If they are on another, give --scale MIN,MAX or --scale p2,p98",
             scene.path, scene.dtype, f", in its middle {found[0]:g} to {found[1]:g}" if found else "", low, high,
+            ", without regard to its tags of scale and offset" if scene.unused_units else "",
         )  # fmt: skip
 
 

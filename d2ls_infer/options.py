@@ -74,6 +74,8 @@ class PredictOptions(OutputOptions):
             object.__setattr__(self, "bands", tuple(bands))
         if isinstance(self.scale, str):
             object.__setattr__(self, "scale", parse_scale(self.scale))
+        elif isinstance(self.scale, tuple | list):
+            object.__setattr__(self, "scale", parse_scale(",".join(map(str, self.scale))))
         if self.nodata is not None:
             object.__setattr__(self, "nodata", parse_nodata(self.nodata))
         if self.gsd is not None:

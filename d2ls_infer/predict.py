@@ -18,10 +18,20 @@ from torch import Tensor
 from d2ls_infer.at_once import Halving
 from d2ls_infer.background import Behind, ahead
 from d2ls_infer.errors import UsageError
-from d2ls_infer.job import Job, PredictResult, choose_batch, finished_before, prepared, provenance, run_key, run_tag
+from d2ls_infer.job import (
+    Job,
+    PredictResult,
+    check_not_there,
+    choose_batch,
+    finished_before,
+    prepared,
+    provenance,
+    run_key,
+    run_tag,
+)
 from d2ls_infer.journal import Journal, journal_path, key_of, remove_journal
 from d2ls_infer.options import PredictOptions
-from d2ls_infer.outputs import Finished, Outputs, check_outputs
+from d2ls_infer.outputs import Finished, Outputs
 from d2ls_infer.segmenter import Segmenter
 from d2ls_infer.store import check_writable, place
 from d2ls_infer.tiling import Around, Rows, Tile, blend, rows_sharing_batches
@@ -86,7 +96,7 @@ def predict_raster(
             if identified and (found := finished_before(job, settings, tags | side_tags)):
                 remove_journal(journal_path(job.output))  # of a run that was killed right after its last file
                 return found
-            check_outputs(job.output, settings, source=str(source), overwrite=False)
+            check_not_there(job.output, settings, str(source))
         job.warn(settings)
         if resume and settings.batch_size == "auto" and (before := key_of(job.output)):
             settings = replace(settings, batch_size=before["options"]["batch_size"])  # other batches, other last bits
@@ -101,8 +111,11 @@ def predict_raster(
                 key = run_key(job, settings)
                 journal = stack.enter_context(Journal(job.output, key, height=job.scene.height, resume=resume))
             threads = 1 if job.device.type == "cpu" else COMPRESSING
-            outputs = job.outputs(settings, tags, side_tags=side_tags, overwrite=overwrite, threads=threads)
-            return map_scene(job.observed(settings), stack.enter_context(outputs), settings, journal, progress)
+            # Entered before the scene is looked at, which takes a while: whatever ends that leaves nothing half made.
+            outputs = stack.enter_context(
+                job.outputs(settings, tags, side_tags=side_tags, overwrite=overwrite, threads=threads)
+            )
+            return map_scene(job.observed(settings), outputs, settings, journal, progress)
 
 
 def check_whole_rasters(options: PredictOptions) -> None:

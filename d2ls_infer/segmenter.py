@@ -206,10 +206,11 @@ def predict_array(
 ) -> np.ndarray:
     """(bands, H, W) raw pixel values -> (H, W) uint8 class indices, 255 where a value is not a finite number.
 
-    Tiled and blended as `predict_raster` does it, by the same options. Raises UsageError for another number of bands or
+    Of a masked array, such as `rasterio` reads with `masked=True`, 255 is also where all bands are masked. Tiled and
+    blended as `predict_raster` does it, by the same options. Raises UsageError for another number of bands or
     dimensions.
     """
-    bands = segmenter.bands
+    bands, array = segmenter.bands, np.asanyarray(array)
     if array.ndim != 3 or len(array) != len(bands) or 0 in array.shape:
         raise UsageError(
             f"the model takes an array of shape ({len(bands)}, height, width) with the bands {', '.join(bands)}; "
@@ -250,10 +251,12 @@ def tiles_of(about: Any, height: int, width: int, tile_size: int | None, overlap
 def model_values(segmenter: Segmenter, array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(bands, H, W) raw pixel values -> the same, uint8 or float32 in the model's value range, and (H, W) bool: valid.
 
-    Valid is where all values are finite numbers.
+    Valid is where all values are finite numbers, and not all are masked where the array is a masked one.
     """
     value_range = getattr(segmenter, "value_range", None)
-    valid: np.ndarray = np.isfinite(array).all(axis=0)
+    masked = np.ma.getmaskarray(array).all(axis=0) if isinstance(array, np.ma.MaskedArray) else False
+    array = np.asarray(array)
+    valid: np.ndarray = np.isfinite(array).all(axis=0) & ~np.bool_(masked)
     if array.dtype == np.uint8:
         return array, valid
     values = np.where(valid, array, value_range[0] if value_range else 0)  # clipped as a scene's values are

@@ -112,6 +112,14 @@ def test_what_is_wrong_with_all_scenes_is_raised_at_once(scenes: list[Path], fak
         predict_many(fakes.PerPixel(), good, report=scenes[0].parent / "page.html")
 
 
+def test_a_single_scene_is_not_its_letters(scenes: list[Path], fakes: SimpleNamespace) -> None:
+    from d2ls_infer import predict_many as public
+
+    (result,) = public(fakes.PerPixel(), str(scenes[1]))
+    assert isinstance(result, PredictResult)
+    assert result.source == str(scenes[1])
+
+
 def test_with_resume_what_is_there_is_kept_and_the_rest_is_mapped(scenes: list[Path], fakes: SimpleNamespace) -> None:
     good = [scenes[1], scenes[3]]
     segmenter = fakes.PerPixel()
@@ -162,6 +170,7 @@ def test_with_resume_files_of_another_run_are_neither_taken_for_its_own_nor_repl
     assert isinstance(found, FailedScene), found
     assert isinstance(found.error, OutputExistsError)
     assert f"{output} exists" in str(found.error)
+    assert "--resume keeps only what was made whole of this scene as it is now" in str(found.error)
     assert {path: path.read_bytes() for path in output.parent.glob("map*")} == before
     assert segmenter.scored == scored
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from d2ls_infer import predict_raster
 from d2ls_infer.context import CROP_PX, MOST, crops, observed, parse_dictionary, places, starts
 from d2ls_infer.errors import UsageError
 from d2ls_infer.segmenter import AugmentedSegmenter, InContext, in_context
@@ -40,6 +43,20 @@ class Brightness:
         level = batch.float().mean((1, 2, 3), keepdim=True) if context is None else context
         above = (batch.float() > level).float()
         return torch.cat((1 - above, above), 1)
+
+
+def test_a_run_that_is_stopped_while_it_looks_at_the_scene_leaves_nothing(
+    tmp_path: Path, write_raster: Callable[..., Path], pixels: Callable[..., np.ndarray], fake: Brightness,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def stop(batch: Tensor) -> float:
+        raise KeyboardInterrupt
+
+    scene = write_raster(tmp_path / "scene.tif", pixels(1, 200, 150))
+    monkeypatch.setattr(fake, "observe", stop)
+    with pytest.raises(KeyboardInterrupt):
+        predict_raster(fake, scene, tile_size=32, dictionary="scene")
+    assert list(tmp_path.iterdir()) == [scene]
 
 
 @pytest.fixture

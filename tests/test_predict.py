@@ -350,9 +350,16 @@ def test_progress_counts_every_tile(scene: Path, fakes: SimpleNamespace) -> None
 def test_values_of_a_wider_type_without_a_scale_are_warned_of(
     tmp_path: Path, write_raster: Write, pixels: Pixels, fakes: SimpleNamespace, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = write_raster(tmp_path / "scene.tif", pixels(3, 20, 20, "uint16"))
+    path = write_raster(tmp_path / "scene.tif", pixels(3, 20, 20, "uint16", high=20))
     segmenter = fakes.Constant(value_range=(0.0, 255.0))
     with caplog.at_level(logging.WARNING, "d2ls_infer"):
+        predict_raster(segmenter, write_raster(tmp_path / "fits.tif", pixels(3, 20, 20, "uint16")))
+        assert caplog.messages == []
+        with rasterio.open(write_raster(tmp_path / "tagged.tif", pixels(3, 20, 20, "uint16")), "r+") as dataset:
+            dataset.scales = [0.1] * 3
+        predict_raster(segmenter, tmp_path / "tagged.tif")
+        assert "as they are, without regard to its tags of scale and offset" in caplog.text
+        caplog.clear()
         predict_raster(segmenter, path)
         (message,) = caplog.messages
         with rasterio.open(path) as dataset:
@@ -364,6 +371,16 @@ def test_values_of_a_wider_type_without_a_scale_are_warned_of(
         predict_raster(segmenter, path, overwrite=True, scale="0,300")
         predict_raster(segmenter, path, overwrite=True, scale="p2,p98")
         assert caplog.messages == []
+
+
+def test_a_scale_may_be_two_numbers(
+    tmp_path: Path, write_raster: Write, pixels: Pixels, fakes: SimpleNamespace
+) -> None:
+    path = write_raster(tmp_path / "scene.tif", pixels(3, 20, 20, "uint16", high=3000))
+    maps = [tmp_path / "one.tif", tmp_path / "two.tif"]
+    for scale, output in zip(("0,3000", (0, 3000)), maps, strict=True):
+        predict_raster(fakes.PerPixel(value_range=(0.0, 255.0)), path, output, scale=scale)
+    assert maps[0].read_bytes() == maps[1].read_bytes()
 
 
 @pytest.mark.parametrize(

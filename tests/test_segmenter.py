@@ -318,6 +318,20 @@ def test_any_segmenter_takes_an_array(
     assert segmenter.batches == [3, 3]
 
 
+def test_what_is_masked_in_an_array_is_nodata(fakes: SimpleNamespace, pixels: Pixels) -> None:
+    array = np.ma.MaskedArray(pixels(3, 40, 48), mask=False)
+    array[:, :16] = array[:2, 20] = np.ma.masked  # all bands; two of three
+    expected = np.where(np.arange(40)[:, None] < 16, 255, np.asarray(array)[0] % 3)
+    assert np.array_equal(predict_array(fakes.PerPixel(), array, tile_size=16), expected)
+
+
+def test_tensors_and_lists_are_arrays_too(fakes: SimpleNamespace, pixels: Pixels) -> None:
+    array = pixels(3, 8, 9).astype(np.float32)
+    expected = predict_array(fakes.PerPixel(), array)
+    for same in (torch.from_numpy(array), array.tolist()):
+        assert np.array_equal(predict_array(fakes.PerPixel(), same), expected)
+
+
 # Views of each tile
 
 

@@ -190,7 +190,10 @@ def show(summary: dict[str, Any], result: Evaluation) -> str:
     about = summary["about"]
     lines = [f"{about['dataset']}, split {about['split']}, {about['images']} images; {about['protocol']}"]
     if about.get("training_data"):
-        lines.append(f"{about['model']} was trained on {about['training_data']}")
+        lines.append(
+            f"{about['model']} was trained on {about['training_data']}; scores on images that are among them tell how "
+            "well it has learnt those, not how it does on others"
+        )
     for title, scores in (("all labels", summary["full"]), ("eroded labels", summary["eroded"])):
         if scores is None:
             continue
@@ -207,6 +210,9 @@ def show(summary: dict[str, Any], result: Evaluation) -> str:
             f"mIoU{note} {number(scores['mIoU'])}{interval(scores['mIoU_interval'])}, mF1 {number(scores['mF1'])}"
             f"{interval(scores['mF1_interval'])}, overall accuracy {number(scores['overall_accuracy'])}"
         )
+        absent = [name for name, row in zip(result.labels.names, scores["confusion"], strict=True) if not sum(row)]
+        if absent:
+            lines.append(f"no pixel is labelled {', '.join(absent)}: not in the means")
         if left_out:
             mean_iou, mean_f1 = number(scores["mIoU_all_classes"]), number(scores["mF1_all_classes"])
             lines.append(f"with it, where it occurs: mIoU {mean_iou}, mF1 {mean_f1}")

@@ -48,7 +48,9 @@ def predict_dataarray(
 
     Nothing is read or scored before it is computed, then by Dask, on whatever it runs; a chunk of the map is a band of
     whole rows. The tiles are those of the whole array and the values those of `predict_array`, whatever the chunks.
-    255 is nodata: where a value is not a finite number. Coordinates stay, with them the place on the ground
+    255 is nodata: where a value is not a finite number, and where all bands are what the attribute `_FillValue` or
+    `nodata` says. Bands are found by the names in the coordinates of the first dimension, if all that the model takes
+    are among them; where none is, they come in the model's order. Coordinates stay, with them the place on the ground
     (`spatial_ref`).
 
     model: a segmenter, which then is part of the graph, or a name or path for `load_model`: then each process loads it
@@ -56,10 +58,12 @@ def predict_dataarray(
     1/250.
     chunk_rows: rows of the map in a chunk, at least; by default about 4096.
 
-    Raises UsageError for another number of bands or dimensions, and for values that are no real numbers.
+    Raises UsageError for another number of bands or dimensions, for bands of which only some are named as the model's,
+    and for values that are no real numbers.
     """
     weights = find_weights(model) if isinstance(model, str | Path) else None
     about: Any = model if weights is None else weights.description
+    array = in_order(array, about.bands)
     check(array, about.bands)
     if blend not in WINDOWS:
         raise UsageError(f"unknown blending window {blend!r}; known are {', '.join(WINDOWS)}")
@@ -79,6 +83,9 @@ def predict_dataarray(
     starts = grid.row_starts[::together]
     rows = max(1, round(chunk / (starts[1] - starts[0]))) if len(starts) > 1 else 1
     pixels = dask.array.asarray(array.data)
+    nodata = array.attrs.get("_FillValue", array.attrs.get("nodata"))
+    if nodata is not None and np.isfinite(nodata):
+        pixels = dask.array.ma.masked_equal(pixels, nodata)
     context = None
     if whose == "scene":
         seen = [pixels[:, start:stop].rechunk(-1) for start, stop in row_spans(height, width)]
@@ -105,6 +112,22 @@ def predict_dataarray(
     if not confidence:
         return labels
     return xr.Dataset({"labels": labels, "confidence": as_map(array, made[1], "confidence", steps=STEPS)})
+
+
+def in_order(array: xr.DataArray, bands: tuple[str, ...]) -> xr.DataArray:
+    """The bands that a model takes, where the array names them. Raises UsageError where it names only some of them."""
+    if array.ndim != 3 or array.dims[0] not in array.coords:
+        return array
+    named = [str(name).strip().lower() for name in array.coords[array.dims[0]].values]
+    wanted = [band.lower() for band in bands]
+    if missing := set(wanted) - set(named):
+        if missing != set(wanted) and len(named) == len(bands):
+            raise UsageError(
+                f"the model takes the bands {', '.join(bands)}, and the array's are named {', '.join(named)}; "
+                "give them the model's names, or none"
+            )
+        return array
+    return array.isel({array.dims[0]: [named.index(band) for band in wanted]})
 
 
 def check(array: xr.DataArray, bands: tuple[str, ...]) -> None:
@@ -147,7 +170,7 @@ def context_of(source: Any, seen: list[np.ndarray], grid: TileGrid, dictionary: 
     pieces = iter(seen)
 
     def rows(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        return model_values(segmenter, np.asarray(next(pieces)))
+        return model_values(segmenter, next(pieces))
 
     inside = in_context(segmenter, rows, grid, dictionary)
     return getattr(inside, "context", None)
@@ -167,7 +190,7 @@ def map_rows(
     """(layers, rows, columns) uint8 of a band; array: (bands, rows, columns) of the rows that its tiles lie in."""
     segmenter: Any = source() if isinstance(source, partial) else source
     segmenter = segmenter if context is None else InContext(segmenter, context)
-    values, valid = model_values(segmenter, np.asarray(array))
+    values, valid = model_values(segmenter, array)
     starts = grid.row_starts[slice(*grid.touching(*band, rows_sharing_batches(grid, batch_size)))]
 
     def tiles() -> Iterator[tuple[Tile, tuple[np.ndarray, np.ndarray]]]:

@@ -47,11 +47,19 @@ from d2ls_infer.cluster.worker import (
 )
 from d2ls_infer.cluster.worker import Model as ModelOfWorkers
 from d2ls_infer.errors import D2LSError, RasterError, StoreError, UsageError
-from d2ls_infer.job import Job, PredictResult, finished_before, opened, provenance, run_key, run_tag
+from d2ls_infer.job import (
+    Job,
+    PredictResult,
+    check_not_there,
+    finished_before,
+    opened,
+    provenance,
+    run_key,
+    run_tag,
+)
 from d2ls_infer.journal import journal_path, remove_journal
 from d2ls_infer.load import load_segmenter
 from d2ls_infer.options import PredictOptions
-from d2ls_infer.outputs import check_outputs
 from d2ls_infer.raster import Strip
 from d2ls_infer.segmenter import Segmenter
 from d2ls_infer.store import address_of, check_writable, named, names_in
@@ -347,7 +355,7 @@ class Run:
                     remove_pieces(folder)
                     remove_journal(journal_path(output))
                     return found
-                check_outputs(output, options, source=source, overwrite=False)
+                check_not_there(output, options, source)
             job.warn(options)
             options = replace(options, batch_size=self.batch_size(source, job, options, folder))
             key = run_key(job, options)

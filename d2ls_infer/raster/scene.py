@@ -104,6 +104,7 @@ class Scene:
                 for n, (colour, mark) in enumerate(zip(self.dataset.colorinterp, self.marks, strict=True), 1)
                 if colour == ColorInterp.alpha and not mark and n not in self.bands
             ]
+            self.unused_units = False
             self.band_units = self.find_units() if scale is None else None
             self.as_it_is = self.dtype == np.uint8 and scale is None and self.band_units is None
             self.raw_limits = self.find_limits(scale)
@@ -268,7 +269,9 @@ class Scene:
         told = np.isfinite(units).all(axis=0) & (units[0] != 0)
         units = np.where(told, units, [[1.0], [0.0]])
         in_units = self.value_range is not None and self.value_range[1] - self.value_range[0] < BYTE_SPAN
-        return units if in_units and (units != [[1.0], [0.0]]).any() else None
+        differ = bool((units != [[1.0], [0.0]]).any())
+        self.unused_units = differ and not in_units  # the model was trained on values as they are stored
+        return units if in_units and differ else None
 
     def find_limits(self, scale: Scale | None) -> tuple[np.ndarray, np.ndarray] | None:
         """The raw values (bands, 1, 1) that go to the ends of the value range; None where nothing is scaled."""

@@ -98,7 +98,7 @@ def parse_overlap(overlap: int | float | str, size: int) -> int:
         value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError as error:
         raise UsageError(f"overlap must be a number of pixels or a share of the tile, got {overlap!r}") from error
-    is_share = text.endswith("%") or 0 < value < 1
+    is_share = text.endswith("%") or 0 < value < 1 or text == "1.0"  # all of a tile, which cannot be; not one pixel
     if value < 0 or (is_share and value >= 1) or not (is_share or value.is_integer()):
         raise UsageError(
             f"overlap must be whole pixels below the tile size, or a share of the tile below 1, got {overlap!r}; "

@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressB
 from torch import Tensor
 
 from d2ls_infer.datasets import Dataset, LabelledImage
-from d2ls_infer.errors import D2LSError, MissingFileError, OutputExistsError, UsageError
+from d2ls_infer.errors import MissingFileError, OutputExistsError, StoppedError, UsageError
 from d2ls_infer.evaluate import evaluate
 from d2ls_infer.files import write_whole
 from d2ls_infer.licence import spdx_of
@@ -150,7 +150,7 @@ def fit(
 ) -> pl.Trainer:
     """Train a network in place; the folder gets the run's settings, its checkpoint and its curves.
 
-    Raises D2LSError where the run was interrupted, UsageError for settings that the network cannot have.
+    Raises StoppedError where the run was interrupted, UsageError for settings that the network cannot have.
     """
     if config.drop_path:
         drop_paths(network.encoder.backbone, config.drop_path)
@@ -169,7 +169,7 @@ def fit(
             )
     except SystemExit as stop:  # how Lightning ends after Ctrl+C and SIGTERM, without a word and perhaps as a success
         way_on = "go on with --resume" if checkpoint.exists() else "none was finished, so start anew"
-        raise D2LSError(f"stopped in epoch {trainer.current_epoch + 1} of {config.epochs}; {way_on}") from stop
+        raise StoppedError(f"stopped in epoch {trainer.current_epoch + 1} of {config.epochs}; {way_on}") from stop
     if trainer.is_global_zero:
         draw(curves.points, options.output / "curves.png")
     return trainer

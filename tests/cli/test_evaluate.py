@@ -57,6 +57,7 @@ def test_scores_are_those_of_the_predictions(d2ls: Run, folder: Path, tiny_weigh
     assert report["about"]["split"] == "test"
     assert f"overall accuracy {report['full']['overall_accuracy']:.2f}" in result.output
     assert all(name in result.output for name in NAMES)
+    assert f"no pixel is labelled {NAMES[3]}: not in the means" in result.output
     assert "data:image/png" in (folder / "report/report.html").read_text()
 
 

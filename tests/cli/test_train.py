@@ -183,7 +183,7 @@ def test_an_interrupted_run_is_gone_on_with(train: Run, place: Path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(D2LSModule, "training_step", interrupted)
         result = train("--output", "parts")
-    assert result.exit_code == 1
+    assert result.exit_code == 130
     assert result.stdout == ""
     assert "Epoch 1" in result.stderr
     assert result.stderr.splitlines()[-1] == "Error: stopped in epoch 2 of 2; go on with --resume"

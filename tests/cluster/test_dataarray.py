@@ -56,6 +56,24 @@ def test_labels_are_those_of_the_values(array: xr.DataArray, chunk_rows: int | N
     assert len(labels.chunks[0]) == (6 if chunk_rows == 1 else len(labels.chunks[0]))
 
 
+def test_bands_are_found_by_their_names(array: xr.DataArray) -> None:
+    expected = predict_dataarray(Touchy(), array, tile_size=32).values
+    more = xr.concat([array[::-1], array[:1].assign_coords(band=["near infrared"])], "band")
+    np.testing.assert_array_equal(predict_dataarray(Touchy(), more, tile_size=32), expected)
+    plain = predict_dataarray(Touchy(), array[::-1].assign_coords(band=[1, 2, 3]), tile_size=32)
+    assert (plain.values != expected).any()
+
+
+@pytest.mark.parametrize("attribute", ["_FillValue", "nodata"])
+def test_nodata_of_the_array_is_nodata_of_the_map(array: xr.DataArray, attribute: str) -> None:
+    array = array.fillna(7)
+    array[:, 5:9, 2:] = array[0, 60:70, 3:4] = 3
+    array.attrs[attribute] = 3
+    labels = predict_dataarray(Touchy(), array, tile_size=32).values
+    assert (labels[5:9, 2:] == 255).all()
+    assert (labels == 255).sum() == 4 * 68 + 1  # and the infinite one
+
+
 def test_it_lies_where_the_array_does(array: xr.DataArray) -> None:
     labels = predict_dataarray(Touchy(), array, tile_size=32)
     assert set(labels.coords) == {"y", "x", "spatial_ref", "time"}
@@ -117,6 +135,7 @@ def test_on_a_cluster(client: Any, array: xr.DataArray) -> None:
     ("change", "told"),
     [
         (lambda array: array[:2], r"bands red, green, blue; got \{'band': 2, 'y': 150, 'x': 70\}"),
+        (lambda array: array.assign_coords(band=["red", "nir", "blue"]), "the array's are named red, nir, blue"),
         (lambda array: array[0], "dimensions"),
         (lambda array: array.astype(complex), "whole or real numbers"),
     ],

@@ -199,7 +199,7 @@ def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(D2LSError, match=r"^stopped in epoch 3 of 4; go on with --resume$") as raised:
         run(tmp_path / "parts", toy_pool, images, about, config, interrupt=before)
-    assert raised.value.exit_code == 1
+    assert raised.value.exit_code == 130
     assert signal.getsignal(signal.SIGINT) == handler
     assert len(json.loads((tmp_path / "parts/curves.json").read_text())["train/total"]) == 2
 
