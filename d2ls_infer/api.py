@@ -30,7 +30,8 @@ def predict_raster(
 ) -> PredictResult:
     """Map a raster of any size: a uint8 GeoTIFF of class indices on the raster's own grid, 255 = nodata.
 
-    See `d2ls_infer.predict.predict_raster`, also for what it raises. client: of a Dask cluster, whose workers do it,
+    options: the fields of `d2ls_infer.options.PredictOptions`. See `d2ls_infer.predict.predict_raster`, also for what
+    it raises. client: of a Dask cluster, whose workers do it,
     band by band, see `d2ls_infer.cluster.map_scenes`; the files are the same to the last byte. Without a `progress`
     that counts tiles: the dashboard of Dask shows bands.
     """
@@ -55,6 +56,8 @@ def predict_many(
     **options: Any,
 ) -> Iterator[PredictResult | FailedScene]:
     """Map each of the scenes, see `d2ls_infer.batch.predict_many`; what is wrong with one is given in its place.
+
+    options: overwrite, resume, and the fields of `d2ls_infer.options.PredictOptions`.
 
     client: of a Dask cluster, whose workers do it, see `d2ls_infer.cluster.map_scenes`; results come as they are ready.
     """
