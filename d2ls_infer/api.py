@@ -31,9 +31,8 @@ def predict_raster(
     """Map a raster of any size: a uint8 GeoTIFF of class indices on the raster's own grid, 255 = nodata.
 
     options: the fields of `d2ls_infer.options.PredictOptions`. See `d2ls_infer.predict.predict_raster`, also for what
-    it raises. client: of a Dask cluster, whose workers do it,
-    band by band, see `d2ls_infer.cluster.map_scenes`; the files are the same to the last byte. Without a `progress`
-    that counts tiles: the dashboard of Dask shows bands.
+    it raises. client: of a Dask cluster, whose workers do it, band by band, see `d2ls_infer.cluster.map_scenes`; the
+    files are the same to the last byte. Without a `progress` that counts tiles: the dashboard of Dask shows bands.
     """
     if client is None:
         return predict.predict_raster(
@@ -57,9 +56,8 @@ def predict_many(
 ) -> Iterator[PredictResult | FailedScene]:
     """Map each of the scenes, see `d2ls_infer.batch.predict_many`; what is wrong with one is given in its place.
 
-    options: overwrite, resume, and the fields of `d2ls_infer.options.PredictOptions`.
-
-    client: of a Dask cluster, whose workers do it, see `d2ls_infer.cluster.map_scenes`; results come as they are ready.
+    options: overwrite, resume, and the fields of `d2ls_infer.options.PredictOptions`. client: of a Dask cluster, whose
+    workers do it, see `d2ls_infer.cluster.map_scenes`; results come as they are ready.
     """
     if isinstance(sources, str | Path):  # not its letters
         sources = [sources]
