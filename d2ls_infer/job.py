@@ -20,7 +20,7 @@ from d2ls_infer.context import Looks
 from d2ls_infer.errors import OutputExistsError
 from d2ls_infer.load import load_segmenter
 from d2ls_infer.memory import rows_bytes
-from d2ls_infer.notices import warn_before, warn_of_clipping
+from d2ls_infer.notices import warn_before, warn_of_clipping, warn_of_others
 from d2ls_infer.options import PredictOptions
 from d2ls_infer.outputs import AreaTally, ClassArea, Finished, Outputs, check_outputs
 from d2ls_infer.raster import Cut, ResampledScene, Scene, home_of, map_rows, stamps, was_made_of
@@ -71,6 +71,7 @@ class Job:
         warn_before(
             self.scene, self.segmenter, bands_chosen=options.bands is not None, gsd_given=options.gsd is not None
         )
+        warn_of_others(self.output, options.others(self.output))
 
     def outputs(self, options: PredictOptions, tags: Mapping[str, str], **more: Any) -> Outputs:
         """The files to be made of it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,15 @@ def warn_of_gsd(scene: Scene, gsd_m: float | None) -> None:
             "%s has pixels of %.3g m, the model was trained at %.3g m: objects look to it %.3g times too %s; "
             "--gsd auto reads the scene at the model's distance",
             scene.path, pixel_m, gsd_m, max(pixel_m / gsd_m, gsd_m / pixel_m), "small" if pixel_m > gsd_m else "large",
+        )  # fmt: skip
+
+
+def warn_of_others(output: Path, others: Sequence[Path]) -> None:
+    """Say it when files of an earlier map of the same name will lie beside the new one as if they were of it."""
+    if others:
+        log.warning(
+            "%s: beside it stays what an earlier map of this name had and this run does not make: %s",
+            output, ", ".join(path.name for path in others),
         )  # fmt: skip
 
 

@@ -373,6 +373,18 @@ def test_values_of_a_wider_type_without_a_scale_are_warned_of(
         assert caplog.messages == []
 
 
+def test_files_of_an_earlier_map_that_stay_are_told(
+    scene: Path, fakes: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = predict_raster(fakes.PerPixel(), scene, tile_size=16, confidence=True, preview=".png")
+    with caplog.at_level(logging.WARNING, "d2ls_infer"):
+        predict_raster(fakes.PerPixel(), scene, tile_size=16, confidence=True, preview=".png", overwrite=True)
+        assert caplog.messages == []
+        predict_raster(fakes.PerPixel(), scene, tile_size=16, overwrite=True)
+    (message,) = caplog.messages
+    assert message.endswith(f"does not make: {made.files['confidence'].name}, {made.files['preview'].name}")
+
+
 def test_a_scale_may_be_two_numbers(
     tmp_path: Path, write_raster: Write, pixels: Pixels, fakes: SimpleNamespace
 ) -> None:

@@ -103,6 +103,13 @@ class OutputOptions:
             raise UsageError(f"several outputs would be written to {', '.join(sorted(twice))}")
         return files
 
+    def others(self, output: Path) -> list[Path]:
+        """What lies beside a map by the name of an output that is not asked for: of an earlier map of its name."""
+        names = [(name, ending) for name in RASTERS for ending in (".tif", ".vrt")] + [("stac", ".json")]
+        names += [(TAILS.get(name, name), ending) for name, endings in NAMED.items() for ending in endings]
+        asked = self.files(output).values()
+        return [path for path in (beside(output, *name) for name in names) if path not in asked and path.exists()]
+
 
 def ending_of(value: str | Path) -> str:
     """The ending of a file, or of what is nothing but an ending; in small letters."""
