@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from itertools import takewhile
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def predict_dataarray(
     rows = max(1, round(chunk / (starts[1] - starts[0]))) if len(starts) > 1 else 1
     pixels = dask.array.asarray(array.data)
     nodata = array.attrs.get("_FillValue", array.attrs.get("nodata"))
-    if nodata is not None and np.isfinite(nodata):
+    if isinstance(nodata, Real) and np.isfinite(nodata):
         pixels = dask.array.ma.masked_equal(pixels, nodata)
     context = None
     if whose == "scene":

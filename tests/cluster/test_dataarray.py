@@ -72,6 +72,8 @@ def test_nodata_of_the_array_is_nodata_of_the_map(array: xr.DataArray, attribute
     labels = predict_dataarray(Touchy(), array, tile_size=32).values
     assert (labels[5:9, 2:] == 255).all()
     assert (labels == 255).sum() == 4 * 68 + 1  # and the infinite one
+    array.attrs[attribute] = "none"
+    assert (predict_dataarray(Touchy(), array, tile_size=32).values == 255).sum() == 1
 
 
 def test_it_lies_where_the_array_does(array: xr.DataArray) -> None:
