@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -85,7 +86,7 @@ def predict_dataarray(
     rows = max(1, round(chunk / (starts[1] - starts[0]))) if len(starts) > 1 else 1
     pixels = dask.array.asarray(array.data)
     nodata = array.attrs.get("_FillValue", array.attrs.get("nodata"))
-    if isinstance(nodata, Real) and np.isfinite(nodata):
+    if isinstance(nodata, Real) and math.isfinite(nodata):
         pixels = dask.array.ma.masked_equal(pixels, nodata)
     context = None
     if whose == "scene":
