@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -108,7 +109,8 @@ class OutputOptions:
         names = [(name, ending) for name in RASTERS for ending in (".tif", ".vrt")] + [("stac", ".json")]
         names += [(TAILS.get(name, name), ending) for name, endings in NAMED.items() for ending in endings]
         asked = self.files(output).values()
-        return [path for path in (beside(output, *name) for name in names) if path not in asked and path.exists()]
+        paths = [path for path in (beside(output, *name) for name in names) if path not in asked]
+        return [path for path in paths if os.path.exists(path)]  # noqa: PTH110 - False too for a name that is too long
 
 
 def ending_of(value: str | Path) -> str:
