@@ -33,14 +33,14 @@ def warn_of_type(scene: Scene) -> None:
     """Say it when values of a wider type are read on the model's own range, and do not look as if they were on it."""
     if not scene.as_it_is and scene.value_range is not None and scene.scale is None and scene.band_units is None:
         low, high = scene.value_range
-        found = scene.middle_values()
-        if found and low <= found[0] and low + USED_SHARE * (high - low) < found[1] <= high and not scene.unused_units:
+        found, tagged = scene.middle_values(), scene.tagged_units() is not None
+        if found and low <= found[0] and low + USED_SHARE * (high - low) < found[1] <= high and not tagged:
             return
         log.warning(
             "%s holds %s values%s; they are taken on the model's range %g to %g as they are%s. "
             "If they are on another, give --scale MIN,MAX or --scale p2,p98",
             scene.path, scene.dtype, f", in its middle {found[0]:g} to {found[1]:g}" if found else "", low, high,
-            ", without regard to its tags of scale and offset" if scene.unused_units else "",
+            ", without regard to its tags of scale and offset" if tagged else "",
         )  # fmt: skip
 
 

@@ -254,9 +254,10 @@ def model_values(segmenter: Segmenter, array: np.ndarray) -> tuple[np.ndarray, n
     Valid is where all values are finite numbers, and not all are masked where the array is a masked one.
     """
     value_range = getattr(segmenter, "value_range", None)
-    masked = np.ma.getmaskarray(array).all(axis=0) if isinstance(array, np.ma.MaskedArray) else False
-    array = np.asarray(array)
-    valid: np.ndarray = np.isfinite(array).all(axis=0) & ~np.bool_(masked)
+    mask, array = np.ma.getmask(array), np.asarray(array)
+    valid: np.ndarray = np.isfinite(array).all(axis=0)
+    if mask is not np.ma.nomask:
+        valid &= ~mask.all(axis=0)
     if array.dtype == np.uint8:
         return array, valid
     values = np.where(valid, array, value_range[0] if value_range else 0)  # clipped as a scene's values are

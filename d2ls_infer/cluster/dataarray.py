@@ -22,6 +22,7 @@ from d2ls_infer.errors import UsageError
 from d2ls_infer.labels import NODATA
 from d2ls_infer.load import load_segmenter
 from d2ls_infer.outputs import STEPS, Finished
+from d2ls_infer.raster import canonical
 from d2ls_infer.segmenter import InContext, Precision, Segmenter, in_context, model_values, tiles_of, whose_dictionary
 from d2ls_infer.tiling import WINDOWS, Tile, TileGrid, rows_sharing_batches
 from d2ls_infer.tiling import blend as blend_tiles
@@ -120,12 +121,12 @@ def in_order(array: xr.DataArray, bands: tuple[str, ...]) -> xr.DataArray:
     """The bands that a model takes, where the array names them. Raises UsageError where it names only some of them."""
     if array.ndim != 3 or array.dims[0] not in array.coords:
         return array
-    named = [str(name).strip().lower() for name in array.coords[array.dims[0]].values]
-    wanted = [band.lower() for band in bands]
+    names = [str(name) for name in array.coords[array.dims[0]].values]
+    named, wanted = [canonical(name) for name in names], [canonical(band) for band in bands]
     if missing := set(wanted) - set(named):
         if missing != set(wanted) and len(named) == len(bands):
             raise UsageError(
-                f"the model takes the bands {', '.join(bands)}, and the array's are named {', '.join(named)}; "
+                f"the model takes the bands {', '.join(bands)}, and the array's are named {', '.join(names)}; "
                 "give them the model's names, or none"
             )
         return array

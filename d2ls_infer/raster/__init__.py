@@ -1,6 +1,6 @@
 """Rasters in and out. Nothing outside this folder uses rasterio."""
 
-from d2ls_infer.raster.bands import contradicts, parse_bands
+from d2ls_infer.raster.bands import canonical, contradicts, parse_bands
 from d2ls_infer.raster.cut import Cut
 from d2ls_infer.raster.dataset import jpeg_bytes, local_file, png_bytes, read_array
 from d2ls_infer.raster.earlier import map_rows, stamps, was_made_of
@@ -20,6 +20,7 @@ __all__ = [
     "Scale",
     "Scene",
     "Strip",
+    "canonical",
     "check_output",
     "contradicts",
     "find_scenes",

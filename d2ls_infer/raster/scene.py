@@ -104,7 +104,6 @@ class Scene:
                 for n, (colour, mark) in enumerate(zip(self.dataset.colorinterp, self.marks, strict=True), 1)
                 if colour == ColorInterp.alpha and not mark and n not in self.bands
             ]
-            self.unused_units = False
             self.band_units = self.find_units() if scale is None else None
             self.as_it_is = self.dtype == np.uint8 and scale is None and self.band_units is None
             self.raw_limits = self.find_limits(scale)
@@ -261,17 +260,19 @@ class Scene:
         replaced = self.nodata is not None and MaskFlags.nodata in flags
         return not flags & {MaskFlags.all_valid, MaskFlags.alpha} and not replaced
 
-    def find_units(self) -> np.ndarray | None:
-        """(2, bands): what stored values are multiplied by, and what is added; None where they are as they are."""
+    def tagged_units(self) -> np.ndarray | None:
+        """(2, bands): what the file's tags multiply stored values by, and what they add; None where that is 1 and 0."""
         units = np.array(
             [[tags[band - 1] for band in self.bands] for tags in (self.dataset.scales, self.dataset.offsets)]
         )
         told = np.isfinite(units).all(axis=0) & (units[0] != 0)
         units = np.where(told, units, [[1.0], [0.0]])
+        return units if (units != [[1.0], [0.0]]).any() else None
+
+    def find_units(self) -> np.ndarray | None:
+        """The tagged units, of a model that was not trained on values as they are stored; None where none are used."""
         in_units = self.value_range is not None and self.value_range[1] - self.value_range[0] < BYTE_SPAN
-        differ = bool((units != [[1.0], [0.0]]).any())
-        self.unused_units = differ and not in_units  # the model was trained on values as they are stored
-        return units if in_units and differ else None
+        return self.tagged_units() if in_units else None
 
     def find_limits(self, scale: Scale | None) -> tuple[np.ndarray, np.ndarray] | None:
         """The raw values (bands, 1, 1) that go to the ends of the value range; None where nothing is scaled."""

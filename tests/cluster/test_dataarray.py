@@ -60,6 +60,10 @@ def test_bands_are_found_by_their_names(array: xr.DataArray) -> None:
     expected = predict_dataarray(Touchy(), array, tile_size=32).values
     more = xr.concat([array[::-1], array[:1].assign_coords(band=["near infrared"])], "band")
     np.testing.assert_array_equal(predict_dataarray(Touchy(), more, tile_size=32), expected)
+    infrared = Touchy()
+    infrared.bands = ("red", "green", "near infrared")
+    named = array.assign_coords(band=["R", "Green", "nir"])
+    np.testing.assert_array_equal(predict_dataarray(infrared, named[::-1], tile_size=32), expected)
     plain = predict_dataarray(Touchy(), array[::-1].assign_coords(band=[1, 2, 3]), tile_size=32)
     assert (plain.values != expected).any()
 
