@@ -68,9 +68,7 @@ class Job:
 
     def warn(self, options: PredictOptions) -> None:
         """Say what the user should know before the map is trusted."""
-        warn_before(
-            self.scene, self.segmenter, bands_chosen=options.bands is not None, gsd_given=options.gsd is not None
-        )
+        warn_before(self.scene, self.segmenter, bands_chosen=options.bands is not None, gsd=options.gsd)
         warn_of_others(self.output, options.others(self.output))
 
     def outputs(self, options: PredictOptions, tags: Mapping[str, str], **more: Any) -> Outputs:

@@ -328,8 +328,13 @@ def load_manifest(own: str | Path | None = None) -> Manifest:
 
 
 def manifest_of(path: Path) -> Manifest:
-    """A manifest of the user's own, whose files lie in its folder; or the package's, if that is it."""
-    return read_manifest(path, folder=None if path.samefile(packaged_manifest_path()) else path.parent)
+    """A manifest of the user's own, whose files lie in its folder; or a package's, a checkout's too: they lie there."""
+    packaged = packaged_manifest_path()
+    if path.samefile(packaged):
+        return read_manifest(path)
+    package = path.parent / PACKAGE.name
+    is_checkout = path.name == packaged.name and (package / "__init__.py").is_file()
+    return read_manifest(path, folder=package if is_checkout else path.parent)
 
 
 def own_manifest(given: str | Path | None = None) -> Path | None:

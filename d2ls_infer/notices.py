@@ -9,37 +9,37 @@ from typing import Any
 
 import numpy as np
 
-from d2ls_infer.raster import Scene, contradicts
+from d2ls_infer.raster import MOST_MAGNIFIED, Scene, contradicts, middle_values, unmarked_collar
+from d2ls_infer.segmenter import seems_on
 
 log = logging.getLogger(__name__)
 
 GSD_TOLERANCE = 1.5
 """How many times larger or smaller than the model's a scene's pixels may be without a warning."""
 
-USED_SHARE = 0.1
-"""Of the model's range of values: a scene that uses more of it, and nothing beyond, is taken to be on it."""
 
-
-def warn_before(scene: Scene, segmenter: Any, *, bands_chosen: bool, gsd_given: bool) -> None:
-    """All that can be said before the first tile. bands_chosen, gsd_given: whether the user has said those."""
+def warn_before(scene: Scene, segmenter: Any, *, bands_chosen: bool, gsd: float | str | None) -> None:
+    """All that can be said before the first tile. bands_chosen: whether the user has said which. gsd: as the option."""
     warn_of_type(scene)
     warn_of_bands(scene, segmenter.bands, chosen=bands_chosen)
     warn_of_alpha(scene)
-    if not gsd_given:
-        warn_of_gsd(scene, getattr(segmenter, "gsd_m", None))
+    warn_of_collar(scene)
+    warn_of_points(scene)
+    if gsd != "auto":
+        warn_of_gsd(scene, getattr(segmenter, "gsd_m", None), None if gsd is None else float(gsd))
 
 
 def warn_of_type(scene: Scene) -> None:
     """Say it when values of a wider type are read on the model's own range, and do not look as if they were on it."""
     if not scene.as_it_is and scene.value_range is not None and scene.scale is None and scene.band_units is None:
-        low, high = scene.value_range
-        found, tagged = scene.middle_values(), scene.tagged_units() is not None
-        if found and low <= found[0] and low + USED_SHARE * (high - low) < found[1] <= high and not tagged:
+        found, tagged = middle_values(scene), scene.tagged_units() is not None
+        if found and seems_on(scene.value_range, *found) and not tagged:
             return
         log.warning(
             "%s holds %s values%s; they are taken on the model's range %g to %g as they are%s. "
             "If they are on another, give --scale MIN,MAX or --scale p2,p98",
-            scene.path, scene.dtype, f", in its middle {found[0]:g} to {found[1]:g}" if found else "", low, high,
+            scene.path, scene.dtype, f", in its middle {found[0]:g} to {found[1]:g}" if found else "",
+            *scene.value_range,
             ", without regard to its tags of scale and offset" if tagged else "",
         )  # fmt: skip
 
@@ -76,16 +76,40 @@ def warn_of_alpha(scene: Scene) -> None:
         )  # fmt: skip
 
 
-def warn_of_gsd(scene: Scene, gsd_m: float | None) -> None:
-    """Say it when the scene's pixels are far from the size that the model was trained at."""
+def warn_of_collar(scene: Scene) -> None:
+    """Say it when a corner is all black or all white, and nothing says that there is no image."""
+    if (value := unmarked_collar(scene)) is not None:
+        log.warning(
+            "%s: a corner is all %d, and nothing marks that as empty; if it is a collar around the image, give "
+            "--nodata %d, else it is mapped too",
+            scene.path, value, value,
+        )  # fmt: skip
+
+
+def warn_of_points(scene: Scene) -> None:
+    """Say it when a scene's place on the ground is known by control points or coefficients alone."""
+    if scene.transform.is_identity and (scene.gcps[0] or scene.rpcs):
+        log.warning(
+            "%s is not on a map's grid, it has %s only: areas are in pixels; to have them on the ground, bring it onto "
+            "a grid first (gdalwarp)",
+            scene.path, "ground control points" if scene.gcps[0] else "rational polynomial coefficients",
+        )  # fmt: skip
+
+
+def warn_of_gsd(scene: Scene, gsd_m: float | None, read_m: float | None = None) -> None:
+    """Say it when pixels are far from the size that the model was trained at; read_m: as which they are read."""
     if gsd_m is None or (areas := scene.row_areas_m2()) is None:
         return
-    pixel_m = float(np.median(areas)) ** 0.5
-    if not 1 / GSD_TOLERANCE <= pixel_m / gsd_m <= GSD_TOLERANCE:
+    native_m = float(np.median(areas)) ** 0.5
+    pixel_m = read_m or native_m
+    ratio = max(pixel_m / gsd_m, gsd_m / pixel_m)
+    if ratio > GSD_TOLERANCE:
         log.warning(
-            "%s has pixels of %.3g m, the model was trained at %.3g m: objects look to it %.3g times too %s; "
-            "--gsd auto reads the scene at the model's distance",
-            scene.path, pixel_m, gsd_m, max(pixel_m / gsd_m, gsd_m / pixel_m), "small" if pixel_m > gsd_m else "large",
+            "%s %s %.3g m, the model was trained at %.3g m: objects look to it %s times too %s; %s",
+            scene.path, "is read at" if read_m else "has pixels of", pixel_m, gsd_m,
+            f"{ratio:.0f}" if ratio >= 100 else f"{ratio:.3g}", "small" if pixel_m > gsd_m else "large",
+            "--gsd auto reads the scene at the model's distance" if native_m <= MOST_MAGNIFIED * gsd_m
+            else "what it knows cannot be seen at that distance",
         )  # fmt: skip
 
 

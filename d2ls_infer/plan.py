@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from d2ls_infer.at_once import Halving, sample
+from d2ls_infer.context import CROP_PX, places
 from d2ls_infer.errors import UsageError
-from d2ls_infer.job import choose_batch, prepared, rows_memory
+from d2ls_infer.job import Job, choose_batch, prepared, rows_memory
 from d2ls_infer.memory import peak_bytes
 from d2ls_infer.options import PredictOptions
-from d2ls_infer.segmenter import Segmenter
+from d2ls_infer.raster import valid_share
+from d2ls_infer.segmenter import Segmenter, whose_dictionary
 from d2ls_infer.store import all_named, named
 
 
@@ -24,8 +30,7 @@ class Plan:
     their side in metres, None without a place on the ground; read_m: the same as the model sees them. bands: the
     model's names, and the scene's bands, from 1, that are taken for them. scale: what becomes the model's value range.
     tiles: down and across. memory_bytes: most of the process, measured for the network and worked out for the rest;
-    None where the system does not tell. disk_bytes: of all rasters before compression. seconds: by the time that
-    a batch of tiles took here, twice tried.
+    None where the system does not tell. disk_bytes: of all rasters before compression. seconds: see `network_seconds`.
     """
 
     source: str
@@ -70,12 +75,7 @@ def plan_raster(
     with prepared(model, source, output, settings, overwrite=overwrite) as job:
         job.warn(settings)
         batch_size = choose_batch(job, settings)
-        batch = sample(job.grid, len(job.segmenter.bands), batch_size)
-        score = Halving(job.segmenter.score)
-        for _ in range(2):  # the first one makes ready
-            started = time.perf_counter()
-            score(batch).sum().item()  # waits for the device
-            seconds = time.perf_counter() - started
+        seconds = network_seconds(job, settings, batch_size)
         try:
             memory = peak_bytes() + rows_memory(job, settings, batch_size)
         except UsageError:
@@ -104,5 +104,28 @@ def plan_raster(
             precision=job.precision,
             memory_bytes=memory,
             disk_bytes=settings.layers(len(job.segmenter.labels)) * job.scene.width * job.scene.height,
-            seconds=seconds * down * across / batch_size,
+            seconds=seconds,
         )
+
+
+def network_seconds(job: Job, options: PredictOptions, batch_size: int) -> float:
+    """What the network takes, about: by one batch of tiles, one crop that is looked at, and the scene's valid share."""
+    segmenter, grid = job.segmenter, job.grid
+    score = Halving(segmenter.score)
+    tiles = sample(grid, len(segmenter.bands), batch_size)
+    seconds = timed(lambda: score(tiles), job.device) / batch_size * max(1.0, len(grid) * valid_share(job.scene))
+    if whose_dictionary(getattr(segmenter, "observes", None), grid, options.dictionary) == "scene":
+        crop = tiles[:1, :, :CROP_PX, :CROP_PX]
+        seconds += timed(lambda: segmenter.observe(crop), job.device) * math.prod(places(grid.height, grid.width))
+    return seconds
+
+
+def timed(call: Callable[[], object], device: torch.device) -> float:
+    """The seconds that a call takes the second time: the first one makes ready."""
+    for _ in range(2):
+        started = time.perf_counter()
+        call()
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        seconds = time.perf_counter() - started
+    return seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol, Self, get_args, runtime_checkable
 
@@ -21,11 +22,16 @@ from d2ls_infer.tiling import TileGrid, blend, parse_overlap
 from d2ls_infer.transfers import Uploads
 from d2ls_infer.weights import WeightsFile, load_network
 
+log = logging.getLogger(__name__)
+
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 TILE_PX = 512
 """Side of a tile for segmenters that do not say by what tiles they are best mapped."""
+
+USED_SHARE = 0.1
+"""Of the model's range of values: what uses more of it, and nothing beyond, is taken to be on it."""
 
 
 @runtime_checkable
@@ -206,9 +212,9 @@ def predict_array(
 ) -> np.ndarray:
     """(bands, H, W) raw pixel values -> (H, W) uint8 class indices, 255 where a value is not a finite number.
 
-    Of a masked array, such as `rasterio` reads with `masked=True`, 255 is also where all bands are masked. Tiled and
-    blended as `predict_raster` does it, by the same options. Raises UsageError for another number of bands or
-    dimensions.
+    Of a masked array, such as `rasterio` reads with `masked=True`, 255 is also where all bands are masked. Values are
+    taken on the model's range, whatever their type; those beyond are clipped. Tiled and blended as `predict_raster`
+    does it, by the same options. Raises UsageError for another number of bands or dimensions.
     """
     bands, array = segmenter.bands, np.asanyarray(array)
     if array.ndim != 3 or len(array) != len(bands) or 0 in array.shape:
@@ -219,6 +225,7 @@ def predict_array(
     if array.dtype.kind not in "uif":
         raise UsageError(f"the model takes whole or real numbers, got {array.dtype}")
     values, valid = model_values(segmenter, array)
+    warn_of_values(segmenter, array, valid)
     height, width = valid.shape
     grid = tiles_of(segmenter, height, width, tile_size, overlap)
     segmenter = in_context(segmenter, lambda start, stop: (values[:, start:stop], valid[start:stop]), grid, dictionary)
@@ -246,6 +253,26 @@ def tiles_of(about: Any, height: int, width: int, tile_size: int | None, overlap
     """
     size = getattr(about, "tile_size", TILE_PX) if tile_size is None else tile_size
     return TileGrid(height, width, size, parse_overlap(overlap, size))
+
+
+def seems_on(value_range: tuple[float, float], least: float, largest: float) -> bool:
+    """Whether values between these two are on a model's range, as far as they tell."""
+    low, high = value_range
+    return low <= least and low + USED_SHARE * (high - low) < largest <= high
+
+
+def warn_of_values(segmenter: Segmenter, array: np.ndarray, valid: np.ndarray) -> None:
+    """Say it when valid values of another type than uint8 do not look as if they were on the model's range."""
+    value_range = getattr(segmenter, "value_range", None)
+    if array.dtype == np.uint8 or value_range is None or not valid.any():
+        return
+    found = np.asarray(array)[:, valid]
+    if not seems_on(value_range, least := float(found.min()), largest := float(found.max())):
+        log.warning(
+            "the array holds %s values from %g to %g; they are taken on the model's range %g to %g as they are. "
+            "If they are on another, bring them to it",
+            array.dtype, least, largest, *value_range,
+        )  # fmt: skip
 
 
 def model_values(segmenter: Segmenter, array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import logging
-import re
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -738,18 +737,6 @@ def test_what_makes_no_sense_is_one_line_before_anything_is_done(
         assert word in str(caught.value)
     assert segmenter.scored == 0
     assert [file.name for file in tmp_path.iterdir()] == ["scene.tif"]
-
-
-def test_the_warning_of_another_distance_names_the_way_out(
-    tmp_path: Path, write_raster: Write, fakes: SimpleNamespace, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = write_raster(tmp_path / "scene.tif", np.ones((1, 8, 8), np.uint8))
-    with caplog.at_level(logging.WARNING, "d2ls_infer"):
-        predict_raster(Halves(fakes, 8.0), path)
-        assert re.search(r"pixels of 2 m.*trained at 8 m.*4 times too large.*--gsd auto", caplog.messages[0])
-        caplog.clear()
-        predict_raster(Halves(fakes, 8.0), path, gsd="auto", overwrite=True)
-        assert caplog.messages == []
 
 
 def test_an_alpha_tag_that_is_passed_over_is_told(

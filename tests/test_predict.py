@@ -726,24 +726,3 @@ def test_bands_marked_as_other_colours_are_told_unless_they_were_chosen(
     predict_raster(model, path, overwrite=True)
     assert len(caplog.messages) == bool(warned)
     assert warned in " ".join(caplog.messages)
-
-
-@pytest.mark.parametrize(
-    ("gsd_m", "warned"), [(2.0, ""), (1.4, ""), (2.9, ""), (0.5, "4 times too small"), (8.0, "4 times too large")]
-)
-def test_pixels_of_another_size_than_the_models_are_told(
-    tmp_path: Path,
-    write_raster: Write,
-    pixels: Pixels,
-    fakes: SimpleNamespace,
-    caplog: pytest.LogCaptureFixture,
-    gsd_m: float,
-    warned: str,
-) -> None:
-    path = write_raster(tmp_path / "scene.tif", pixels(3, 8, 8))  # pixels of 2 m
-    model = fakes.PerPixel()
-    model.gsd_m = gsd_m
-    caplog.set_level(logging.WARNING)
-    predict_raster(model, path)
-    assert len(caplog.messages) == bool(warned)
-    assert warned in " ".join(caplog.messages)

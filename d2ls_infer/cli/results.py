@@ -78,7 +78,7 @@ def plan_text(plan: Plan) -> str:
         ["network", f"{plan.batch_size} tile{'s' * (plan.batch_size > 1)} at once on {plan.device}, {plan.precision}"],
         ["memory", "not known on this system" if plan.memory_bytes is None else f"about {size_of(plan.memory_bytes)}"],
         ["disk", f"at most {size_of(plan.disk_bytes)} of rasters"],
-        ["time", f"about {duration(plan.seconds)}"],
+        ["time", f"about {duration(plan.seconds)} for the network"],
         *([name, str(path)] for name, path in plan.files.items()),
     ]
     width = max(len(name) for name, _ in rows)

@@ -4,7 +4,8 @@ from d2ls_infer.raster.bands import canonical, contradicts, parse_bands
 from d2ls_infer.raster.cut import Cut
 from d2ls_infer.raster.dataset import jpeg_bytes, local_file, png_bytes, read_array
 from d2ls_infer.raster.earlier import map_rows, stamps, was_made_of
-from d2ls_infer.raster.resampled import ResampledScene
+from d2ls_infer.raster.glance import middle_values, unmarked_collar, valid_share
+from d2ls_infer.raster.resampled import MOST_MAGNIFIED, ResampledScene
 from d2ls_infer.raster.scale import Scale, parse_scale
 from d2ls_infer.raster.scene import READ_BYTES, Scene, parse_nodata
 from d2ls_infer.raster.sources import find_scenes, home_of
@@ -12,6 +13,7 @@ from d2ls_infer.raster.vrt import RasterMosaic, Strip
 from d2ls_infer.raster.writer import RasterWriter, check_output
 
 __all__ = [
+    "MOST_MAGNIFIED",
     "READ_BYTES",
     "Cut",
     "RasterMosaic",
@@ -28,11 +30,14 @@ __all__ = [
     "jpeg_bytes",
     "local_file",
     "map_rows",
+    "middle_values",
     "parse_bands",
     "parse_nodata",
     "parse_scale",
     "png_bytes",
     "read_array",
     "stamps",
+    "unmarked_collar",
+    "valid_share",
     "was_made_of",
 ]

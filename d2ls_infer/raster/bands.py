@@ -88,7 +88,9 @@ def choose_bands(
     in_order = data[:needed]
     if len(in_order) < needed:
         hint = " (a palette; expand it to RGB first)" if ColorInterp.palette in dataset.colorinterp else ""
-        hint = " (one of them alpha, a mask)" if len(data) < dataset.count else hint
+        if len(data) < dataset.count:
+            hint = " (one of them alpha, a mask"
+            hint += f"; --bands {','.join(map(str, dataset.indexes))} takes it too)" if dataset.count == needed else ")"
         raise UsageError(f"{what}{hint}, but the model needs {needed}")
     known = [bands_marked(marks, name) for name in names or ()]
     if known and all(len(bands) == 1 for bands in known):

@@ -26,9 +26,6 @@ from d2ls_infer.tiling import Rows, Tile, TileGrid
 PERCENTILE_SIDE = 1024
 """Percentiles of a scene are taken from a copy thinned to at most this many rows and columns."""
 
-MIDDLE_SIDE = 512
-"""Rows and columns of what a scene is judged by at first sight."""
-
 BYTE_SPAN = 255
 """A value range at least this wide counts stored numbers (0 to 255, reflectance times 10000), a narrower one is in
 physical units (reflectance from 0 to 1, decibels)."""
@@ -232,6 +229,13 @@ class Scene:
         low, high, _ = self.counted_rows.indices(self.height)
         return Pixels(self.scaled(raw, valid, slice(max(0, low - start), max(0, high - start))), valid)
 
+    def piece(self, row: int, col: int, height: int, width: int) -> Pixels:
+        """A rectangle of the part as it is in the file, and what is valid of it, whether inside its polygons or not."""
+        window = Window(self.part.col + col, self.part.row + row, width, height)
+        with reading(self.path, **self.settings):
+            raw = self.read_raw(window=window)
+            return Pixels(raw, self.read_valid(raw, window=window))
+
     def read_raw(self, **where: Any) -> np.ndarray:
         """(bands, h, w) as in the file; rasterio itself does not read bands of several types at once."""
         if len({self.dataset.dtypes[band - 1] for band in self.bands}) == 1:
@@ -288,16 +292,6 @@ class Scene:
         if self.band_units is not None:
             limits = (limits - self.band_units[1]) / self.band_units[0]
         return limits[0][:, None, None], limits[1][:, None, None]
-
-    def middle_values(self) -> tuple[float, float] | None:
-        """The least and the largest valid raw value in the part's middle; None where none is valid there."""
-        height, width = (min(side, MIDDLE_SIDE) for side in (self.height, self.width))
-        row, col = self.part.row + (self.height - height) // 2, self.part.col + (self.width - width) // 2
-        window = Window(col, row, width, height)
-        with reading(self.path, **self.settings):
-            raw = self.read_raw(window=window)
-            found = raw[:, self.read_valid(raw, window=window)]
-        return (float(found.min()), float(found.max())) if found.size else None
 
     def percentiles(self, low: float, high: float) -> np.ndarray:
         """(2, bands): the two percentiles of each band over a thinned copy's valid pixels."""

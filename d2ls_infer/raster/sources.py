@@ -114,14 +114,20 @@ def listed(path: Path) -> Iterator[str]:
     names = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.split("#")[0].strip()]
     if not names:
         raise UsageError(f"{what} it is empty")
-    for number, name in names:
-        places = name, str(path.parent / name)
-        there = [place for place in places if is_address(place) or local_file(place) or is_pattern(place)]
-        if not there:
-            raise MissingFileError(f"{what} its line {number} names no file: {name}")
-        if (file := local_file(there[0])) and file.suffix.lower() == ".txt" and not is_raster(there[0]):
+    found = [(number, place_of(name, path.parent), name) for number, name in names]
+    if not any(place for _, place, _ in found):
+        number, _, name = found[0]
+        raise MissingFileError(f"{what} its line {number} names no file: {name}")
+    for number, place, name in found:
+        if place and (file := local_file(place)) and file.suffix.lower() == ".txt" and not is_raster(place):
             raise UsageError(f"{what} its line {number} names no raster: {name}; lists do not go into lists")
-        yield there[0]
+        yield place or name  # what is not there is told with the scenes, and stops none of the others
+
+
+def place_of(name: str, folder: Path) -> str | None:
+    """A name in a list as it is found, as it stands or as seen from the list's folder; None where nothing is there."""
+    places = name, str(folder / name)
+    return next((place for place in places if is_address(place) or local_file(place) or is_pattern(place)), None)
 
 
 def is_pattern(name: str) -> bool:

@@ -246,7 +246,7 @@ def measuring(
     with settings.open(source, **takes) as scene:
         segmenter: Any = model if weights is None else load_segmenter(weights)
         segmenter = segmenter if settings.tta == "none" else AugmentedSegmenter(segmenter, settings.tta)
-        warn_before(scene, segmenter, bands_chosen=settings.bands is not None, gsd_given=settings.gsd is not None)
+        warn_before(scene, segmenter, bands_chosen=settings.bands is not None, gsd=settings.gsd)
         yield segmenter, name, scene, settings
 
 

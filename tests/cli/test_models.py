@@ -284,6 +284,20 @@ def test_manifest_that_makes_no_sense_is_told(own: Callable[..., Path], tmp_path
     refused(models("validate", tmp_path / "none.json"), 2, "no such manifest")
 
 
+def test_manifest_of_a_checkout_names_files_of_its_package(own: Callable[..., Path], tmp_path: Path) -> None:
+    """Where the package that runs is another one, installed elsewhere."""
+    package = tmp_path / "d2ls_infer"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    path = own().rename(tmp_path / "weights_manifest.json")
+    assert f"no such file: {package / 'weights/tiny.safetensors'}" in models("validate", path).stderr
+    (tmp_path / "weights").rename(package / "weights")
+    result = models("validate", path)
+    assert (result.exit_code, result.stderr) == (0, ""), result.output
+    (package / "weights").rename(tmp_path / "weights")
+    assert models("validate", path.rename(tmp_path / "own.json")).exit_code == 0
+
+
 def test_manifest_of_this_project_is_valid() -> None:
     result = models("validate", packaged_manifest_path())
     assert result.exit_code == 0, result.output

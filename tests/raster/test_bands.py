@@ -210,8 +210,12 @@ def test_an_alpha_band_is_no_band_of_the_image(tmp_path: Path, write_raster: Wri
     array = pixels(4, 30, 40)
     array[3] = 255
     path = write_raster(tmp_path / "scene.tif", array)
-    with pytest.raises(UsageError, match=r"has 4 bands \(one of them alpha, a mask\), but the model needs 4"):
+    with pytest.raises(
+        UsageError, match=r"one of them alpha, a mask; --bands 1,2,3,4 takes it too\), but the model needs 4"
+    ):
         Scene.open(path, bands_needed=4)
+    with pytest.raises(UsageError, match=r"has 4 bands \(one of them alpha, a mask\), but the model needs 5"):
+        Scene.open(path, bands_needed=5)
     with Scene.open(path, bands_needed=4, bands=[1, 2, 3, 4]) as scene:
         assert np.array_equal(scene.rows(0, 30).values, array)
 

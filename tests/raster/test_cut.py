@@ -22,7 +22,7 @@ from rasterio.rpc import RPC
 from rasterio.warp import transform, transform_bounds
 
 from d2ls_infer.errors import MissingFileError, UsageError
-from d2ls_infer.raster import Cut, Scale, Scene
+from d2ls_infer.raster import Cut, Scale, Scene, valid_share
 from d2ls_infer.raster.cut import Part
 
 Write = Callable[..., Path]
@@ -231,6 +231,7 @@ def test_an_area_on_a_rotated_grid(tmp_path: Path, write_raster: Write, pixels: 
     area = save_area(tmp_path / "area.geojson", [triangle])
     with Scene.open(path, bands_needed=3, cut=Cut.of(aoi=area)) as scene:
         found = scene.rows(0, scene.height).valid
+        assert valid_share(scene) == pytest.approx(found.mean(), abs=0.1)
         row, col = np.mgrid[: scene.height, : scene.width] + 0.5
         a, b, c, d, e, f = scene.transform[:6]
         x, y = a * col + b * row + c - LEFT, d * col + e * row + f - TOP

@@ -23,7 +23,7 @@ from rasterio.env import get_gdal_config, set_gdal_config
 from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning
 
 from d2ls_infer.errors import D2LSError, MissingFileError, RasterError, UsageError
-from d2ls_infer.raster import Cut, Scale, Scene, parse_bands, parse_nodata, parse_scale, read_array
+from d2ls_infer.raster import Scale, Scene, parse_bands, parse_nodata, parse_scale, read_array
 from d2ls_infer.raster.dataset import reading
 from d2ls_infer.raster.scene import Pixels as Read
 from d2ls_infer.tiling import TileGrid
@@ -111,20 +111,6 @@ def test_a_scale_of_percentiles_is_taken_per_band_over_valid_pixels(tmp_path: Pa
     np.testing.assert_allclose(values[1, 0], expected, rtol=1e-5, atol=1e-4)
     assert valid.tolist() == [[True] * 101, [False] * 101]
     assert not values[:, 1].any()
-
-
-def test_the_middle_tells_its_least_and_largest_valid_value(tmp_path: Path, write_raster: Write) -> None:
-    image = np.full((3, 600, 540), 0.5, np.float32)
-    image[:, 300, 270], image[1, 301, 270], image[0, 302, 270] = 0.25, 0.875, np.nan
-    image[:, 0, 0], image[:, -1, -1] = 9, -9  # beyond the middle
-    path = write_raster(tmp_path / "scene.tif", image)
-    with Scene.open(path, bands_needed=3, value_range=BYTE) as scene:
-        assert scene.middle_values() == (0.25, 0.875)
-    with Scene.open(path, bands_needed=3, value_range=BYTE, cut=Cut(window=(0, 0, 3, 2))) as scene:
-        assert scene.middle_values() == (0.5, 9)
-    empty = write_raster(tmp_path / "empty.tif", np.full((3, 4, 4), np.nan, np.float32))
-    with Scene.open(empty, bands_needed=3, value_range=BYTE) as scene:
-        assert scene.middle_values() is None
 
 
 def test_percentiles_of_a_large_scene_are_taken_from_a_thinned_copy(tmp_path: Path, write_raster: Write) -> None:

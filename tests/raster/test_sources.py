@@ -97,7 +97,7 @@ def test_a_list_holds_a_scene_a_line(tiles: Path, name: str, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"b.tif\nnowhere.tif", ["list.txt is not a raster", "line 2 names no file: nowhere.tif"]),
+        (b"# tiles\nnowhere.tif", ["list.txt is not a raster", "line 2 names no file: nowhere.tif"]),
         (b"*.jp2", ["line 1 names no file: *.jp2"]),
         (b"# nothing\n\n", ["it is empty"]),
         (b"\xff\xfe\x00", ["not text in UTF-8"]),
@@ -110,6 +110,11 @@ def test_a_list_that_is_none(tiles: Path, content: bytes, words: list[str]) -> N
         find_scenes([tiles / "list.txt"])
     for word in words:
         assert word in str(caught.value)
+
+
+def test_what_a_list_names_and_is_not_there_stops_nothing_else(tiles: Path) -> None:
+    (tiles / "list.txt").write_text("nowhere.tif\nb.tif\n")
+    assert find_scenes([tiles / "list.txt"]) == ["nowhere.tif", str(tiles / "b.tif")]
 
 
 def test_a_missing_list_is_missing(tmp_path: Path) -> None:
