@@ -168,7 +168,7 @@ def outputs(command: Command) -> Command:
         ),
         click.option(
             "--simplify", "simplify_m", type=float, metavar="METRES",
-            help="Simplify polygons by about that much; neighbours keep a common border. Areas stay those of the pixels.",
+            help="Simplify polygons by about that much; neighbours keep common borders, areas are those of the pixels.",
         ),
         click.option(
             "--min-area", "min_area_m2", type=float, metavar="M2",
