@@ -1,4 +1,4 @@
-"""Scenes mapped by the workers of a Dask cluster, band by band, and put together here."""
+"""Scenes mapped by the workers of a Dask cluster, band by band."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,24 +29,17 @@ from d2ls_infer.cluster.pieces import (
     bands_in,
     cut,
     gaps,
-    kept_piece,
     key_of_pieces,
     known_pieces,
     parts_folder,
     remove_pieces,
-    remove_rasters,
     usual_tile_rows,
 )
-from d2ls_infer.cluster.worker import (
-    About,
-    BandTask,
-    Load,
-    Question,
-    check_weights,
-    work,
-)
+from d2ls_infer.cluster.scenes import SceneRun, put_together, say_what_is_kept
+from d2ls_infer.cluster.told import Tell, Told
+from d2ls_infer.cluster.worker import About, BandTask, Load, Question, check_weights, work
 from d2ls_infer.cluster.worker import Model as ModelOfWorkers
-from d2ls_infer.errors import D2LSError, RasterError, StoreError, UsageError
+from d2ls_infer.errors import D2LSError, RasterError, UsageError
 from d2ls_infer.job import (
     Job,
     PredictResult,
@@ -60,9 +53,8 @@ from d2ls_infer.job import (
 from d2ls_infer.journal import journal_path, remove_journal
 from d2ls_infer.load import load_segmenter
 from d2ls_infer.options import PredictOptions
-from d2ls_infer.raster import Strip
 from d2ls_infer.segmenter import Segmenter
-from d2ls_infer.store import address_of, check_writable, named, names_in
+from d2ls_infer.store import address_of, check_writable, named
 from d2ls_infer.tiling import rows_sharing_batches
 from d2ls_infer.weights import WeightsFile, find_weights
 
@@ -80,12 +72,6 @@ HELPERS_SECONDS = 20.0
 
 JOINED_AT_ONCE = 2
 """Scenes that are put together at once: one that is followed while its bands are made, and one that is whole."""
-
-SECONDS_BETWEEN_PROGRESS = 0.5
-"""How often we tell at most how far it is."""
-
-Tell = Callable[[dict[str, Any]], None]
-"""Called with what goes on, see `Told`."""
 
 
 @dataclass(frozen=True)
@@ -107,64 +93,6 @@ class ClusterOptions:
             raise UsageError(f"a band has at least 1 row, got {self.band_rows}")
         if not 0 < self.stall_seconds < float("inf"):
             raise UsageError(f"the time a worker may say nothing is seconds above 0, got {self.stall_seconds:g}")
-
-
-@dataclass
-class SceneRun:
-    """A scene that is being mapped. resumed: rows that an earlier run had finished; pixels_known: those of whole bands.
-
-    Whoever puts it together waits for its bands, from top to bottom, in a thread of its own.
-    """
-
-    source: str
-    output: Path
-    options: PredictOptions
-    key: dict[str, Any]
-    tags: dict[str, str]
-    side_tags: dict[str, str]  # of the scene as it is when its run begins
-    bands: dict[Band, BandDone | None]
-    resumed: int
-    height: int
-    width: int
-    pixels_known: int = 0
-    began: float = field(default_factory=time.perf_counter)
-    news: threading.Condition = field(default_factory=threading.Condition)
-    given_up: bool = False
-
-    def take(self, band: Band, done: BandDone) -> None:
-        """A band is finished."""
-        with self.news:
-            self.bands[band] = done
-            self.news.notify_all()
-
-    def give_up(self) -> None:
-        """Let nobody wait any more."""
-        with self.news:
-            self.given_up = True
-            self.news.notify_all()
-
-    def wait(self, band: Band) -> BandDone:
-        """What came of a band, once it is finished. Raises D2LSError where nobody makes it any more."""
-        with self.news:
-            while (done := self.bands[band]) is None:
-                self.check()
-                self.news.wait()
-            return done
-
-    def check(self) -> None:
-        """Raise D2LSError where bands are missing that nobody makes any more."""
-        if self.given_up and not self.whole:
-            raise D2LSError(f"{self.source} was given up")
-
-    @property
-    def whole(self) -> bool:
-        """Whether all bands are finished."""
-        return None not in self.bands.values()
-
-    @property
-    def pixels_done(self) -> int:
-        """Of the bands that are finished."""
-        return self.width * sum(band.last - band.first for band, done in self.bands.items() if done is not None)
 
 
 def map_scenes(
@@ -255,7 +183,7 @@ class Run:
     ) -> None:
         self.stack.close()
         for scene in self.scenes.values():
-            self.say_what_is_kept(scene)
+            say_what_is_kept(scene, self.about)
 
     def with_all(self, seconds: float, act: Callable[..., Any], *arguments: Any, **options: Any) -> None:
         """Do something that waits for all workers, but no longer than that for those that hang: the scheduler knows."""
@@ -465,7 +393,7 @@ class Run:
         self.crew.drop(lambda other: other.source != scene.source)
         if future := self.joining.pop(scene.source, None):
             wait_for([future])  # whoever puts it together removes what is not whole
-        self.say_what_is_kept(scene)
+        say_what_is_kept(scene, self.about)
         self.told.dropped(scene.height * scene.width, scene.pixels_done, scene.pixels_known)
 
     def give_up(self) -> None:
@@ -478,60 +406,13 @@ class Run:
 
         def joined() -> PredictResult | FailedScene:
             try:
-                return self.joined(scene)
+                return put_together(scene, self.about, overwrite=self.overwrite)
             except D2LSError as error:
                 return FailedScene(scene.source, error)
 
         future = self.joiner.submit(joined)
         self.joining[scene.source] = future
         future.add_done_callback(lambda _: self.crew.news.put({"joined": scene.source}))
-
-    def joined(self, run: SceneRun) -> PredictResult:
-        """The files of a scene, out of the pieces of its bands, as one process would have written them."""
-        options, about, folder, bands = run.options, self.about, parts_folder(run.output), sorted(run.bands)
-        with opened(about, about.name, run.source, run.output, options) as job:
-            strips = [Strip(*band, folder / run.wait(band).raster) for band in bands] if options.vrt else []
-            with job.outputs(
-                options, run.tags, side_tags=run.side_tags, overwrite=self.overwrite, strips=strips
-            ) as outputs:
-                if outputs.scene_picture is not None:
-                    for _ in outputs.seeing(job.view.tiles(job.grid)):
-                        run.check()
-                done = []
-                for band in bands:
-                    done.append(found := run.wait(band))
-                    if not outputs.needs_rows:
-                        outputs.tally.take(found.pixels, found.areas_m2)
-                        continue
-                    with kept_piece(folder, band, run.key) as piece:
-                        for rows in piece:
-                            outputs.add(rows)
-                job.scene.clipped_values = sum(band.clipped for band in done)
-                job.scene.seen_values = sum(band.seen for band in done)
-                skipped = sum(band.skipped for band in done)
-                seconds = {stage: sum(band.seconds[stage] for band in done) for stage in ("read", "score", "write")}
-                seconds["total"] = time.perf_counter() - run.began
-                result = job.concluded(outputs, options, skipped=skipped, seconds=seconds, known=run.resumed)
-            if options.vrt:
-                remove_rasters(folder, but={found.raster for found in done})
-            remove_pieces(folder)
-            return result
-
-    def say_what_is_kept(self, scene: SceneRun) -> None:
-        """Of a scene that was not finished: its pieces, if they may be taken up."""
-        if scene.pixels_done and self.about.sha256:
-            log.warning(
-                "%.0f %% of the map are kept in %s; the same command with --resume (in Python: resume=True) goes on",
-                100 * scene.pixels_done / (scene.height * scene.width), named(parts_folder(scene.output)),
-            )  # fmt: skip
-            return
-        folder = parts_folder(scene.output)
-        if scene.options.vrt:
-            made = {done.raster for done in scene.bands.values() if done}
-            remove_rasters(folder, but=set(names_in(folder)) - made)
-        with suppress(StoreError):  # the first error is the one to tell
-            if not self.about.sha256 or not bands_in(folder):
-                remove_pieces(folder)
 
 
 def check_travels(plugin: ModelOfWorkers) -> None:
@@ -540,62 +421,3 @@ def check_travels(plugin: ModelOfWorkers) -> None:
         pickle.dumps(plugin)
     except Exception as error:  # each object has its own, which have nothing in common
         raise UsageError(f"the model cannot be sent to workers: {error}; give its name or file") from error
-
-
-class Told:
-    """What is told of a run: dicts with a `status`.
-
-    begun: how many `scenes` and `workers`, `pixels` of all, and the address of Dask's `dashboard`, None where there is
-    none. band: `source`, `first` and one after the `last` row, `worker`, and `seconds` by stage. progress: `pixels`
-    done, of `all`, by how many `workers`; `rate` in pixels a second of each worker, and `seconds_left`, None at first.
-    """
-
-    def __init__(self, tell: Tell) -> None:
-        self.tell = tell
-        self.pixels = self.all = self.before = 0
-        self.parts: dict[str, float] = {}  # pixels that are done of the bands that are out, by Dask's key
-        self.began = self.said = time.monotonic()
-
-    def begin(self, crew: Crew, ready: Iterable[Ready]) -> None:
-        """The first word."""
-        pixels = [scene.pixels for scene in ready]
-        self.all, self.began = sum(pixels), time.monotonic()
-        has_dashboard = "dashboard" in crew.client.scheduler_info(n_workers=0)["services"]
-        self.tell({
-            "status": "begun", "scenes": len(pixels), "workers": len(crew.workers), "pixels": self.all,
-            "dashboard": crew.client.dashboard_link if has_dashboard else None,
-        })  # fmt: skip
-
-    def known(self, pixels: int) -> None:
-        """So many pixels were finished before."""
-        self.pixels += pixels
-        self.before += pixels
-
-    def dropped(self, pixels: int, done: int = 0, known: int = 0) -> None:
-        """So many pixels will not be mapped, of which so many were, and so many of those before this run."""
-        self.all -= pixels
-        self.pixels -= done
-        self.before -= known
-
-    def band(self, task: BandTask, done: BandDone, width: int) -> None:
-        """A band is finished."""
-        first, last = task.band
-        self.pixels += (last - first) * width
-        self.tell({
-            "status": "band", "source": task.source, "first": first, "last": last, "worker": done.worker,
-            "seconds": done.seconds,
-        })  # fmt: skip
-
-    def progress(self, crew: Crew) -> None:
-        """How far it all is, now and then."""
-        now = time.monotonic()
-        if now - self.said < SECONDS_BETWEEN_PROGRESS:
-            return
-        self.said = now
-        self.parts = {key: pixels for key, pixels in self.parts.items() if key in crew.out}
-        pixels = self.pixels + sum(self.parts.values())
-        rate = (pixels - self.before) / (now - self.began)
-        self.tell({
-            "status": "progress", "pixels": int(pixels), "all": self.all, "workers": len(crew.workers),
-            "rate": rate / max(1, len(crew.workers)), "seconds_left": (self.all - pixels) / rate if rate > 0 else None,
-        })  # fmt: skip

@@ -17,8 +17,7 @@ from cluster_toys import Touchy
 from d2ls_infer import FailedScene, PredictResult, predict_many, predict_raster
 from d2ls_infer.cluster import ClusterOptions
 from d2ls_infer.cluster.clients import workers_of_devices
-from d2ls_infer.cluster.pieces import Band, BandDone
-from d2ls_infer.cluster.run import Told
+from d2ls_infer.cluster.pieces import Band
 from d2ls_infer.cluster.worker import BandTask
 from d2ls_infer.errors import OutputExistsError, UsageError
 from d2ls_infer.options import PredictOptions
@@ -151,18 +150,6 @@ def test_a_model_that_cannot_be_sent_to_workers(client: Any, scene: Path) -> Non
     with pytest.raises(UsageError, match=told):
         list(predict_many(segmenter, [scene], client=client, **TILES))
     assert list(scene.parent.iterdir()) == [scene]
-
-
-def test_a_scene_that_is_dropped_is_not_in_the_estimate(scene: Path) -> None:
-    told = Told(lambda news: None)
-    told.all, told.pixels, told.before = before = 1000, 300, 100  # of the others
-    told.all += 50 * 10
-    told.known(20 * 10)
-    task = BandTask(str(scene), scene, PredictOptions(), {}, Band(20, 25))
-    told.band(task, BandDone(1, 0, 0, 0, {}, "tcp://somewhere"), width=10)
-    assert (told.all, told.pixels, told.before) == (1500, 550, 300)
-    told.dropped(50 * 10, done=25 * 10, known=20 * 10)
-    assert (told.all, told.pixels, told.before) == before
 
 
 @pytest.mark.parametrize(
