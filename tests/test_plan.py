@@ -6,13 +6,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from d2ls_infer import predict_raster
+from d2ls_infer import plan, predict_raster
 from d2ls_infer.errors import D2LSError, OutputExistsError, UsageError
 from d2ls_infer.plan import plan_raster
 
@@ -104,3 +105,24 @@ def test_a_plan_is_refused_where_the_run_is(scene: Path, fakes: SimpleNamespace)
     with pytest.raises(OutputExistsError):
         plan_raster(fakes.TileMean(), scene, scene.parent / "map.tif")
     assert plan_raster(fakes.TileMean(), scene, scene.parent / "map.tif", overwrite=True).output.name == "map.tif"
+
+
+def test_the_time_is_that_of_tiles_with_pixels_and_of_crops_seen_before(
+    tmp_path: Path, write_raster: Write, pixels: Pixels, fakes: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = pixels(3, 600, 1100)
+    image[:, :300] = 0
+    path = write_raster(tmp_path / "scene.tif", image, nodata=0)
+    monkeypatch.setattr(plan, "timed", lambda call, device: (call(), 2.0)[1])  # each of them takes two seconds
+    options: dict[str, Any] = {"tile_size": 100, "overlap": 0, "batch_size": 4}
+    assert plan_raster(fakes.PerPixel(), path, **options).seconds == 2.0 / 4 * 66 / 2
+
+    class Observing(fakes.PerPixel):  # type: ignore[misc, name-defined]
+        observes = True
+
+        def observe(self, batch: Tensor) -> None:
+            assert batch.shape == (1, 3, 100, 100)
+
+    assert plan_raster(Observing(), path, **options).seconds == 2.0 / 4 * 66 / 2 + 2.0 * 8
+    whole = path.rename(tmp_path / "empty.tif")
+    assert plan_raster(fakes.PerPixel(), whole, window="0,0,50,50", **options).seconds == 2.0 / 4
