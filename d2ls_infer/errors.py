@@ -36,6 +36,10 @@ class OutputExistsError(UsageError, FileExistsError):
     """The output is already there and overwriting was not asked for."""
 
 
+class OutputBusyError(D2LSError, BlockingIOError):
+    """Another run is making the output."""
+
+
 class RasterError(D2LSError, OSError):
     """A raster could not be read or written."""
 

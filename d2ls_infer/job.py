@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from d2ls_infer import __version__
+from d2ls_infer.alone import alone
 from d2ls_infer.at_once import fastest_batch, fitting_batch, sample, usual_batch
 from d2ls_infer.context import Looks
 from d2ls_infer.errors import OutputExistsError
@@ -174,8 +175,12 @@ def prepared(
     options: PredictOptions,
     *,
     overwrite: bool,
+    writes: bool = False,
 ) -> Iterator[Job]:
-    """Everything that can go wrong before the first tile, the cheap first: names, scene, outputs, then the weights."""
+    """Everything that can go wrong before the first tile, the cheap first: names, scene, outputs, then the weights.
+
+    writes: whether the map is then made, and by nobody else meanwhile.
+    """
     weights = find_weights(model) if isinstance(model, str | Path) else None
     known: Any = model if weights is None else weights.description
     name = name_of(model if weights is None else weights)
@@ -184,7 +189,10 @@ def prepared(
         output = default_output(source, name, output)
     output = options.named(output)
     check_outputs(output, options, source=str(source), overwrite=overwrite)
-    with checked(known, name, source, output, options, overwrite=overwrite) as job:
+    with ExitStack() as stack:
+        if writes:
+            stack.enter_context(alone(output))
+        job = stack.enter_context(checked(known, name, source, output, options, overwrite=overwrite))
         segmenter: Any = model if weights is None else load_segmenter(weights)
         if isinstance(segmenter, D2LSSegmenter):
             segmenter.settle(job.grid.tile_height, job.grid.tile_width)

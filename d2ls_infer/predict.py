@@ -82,14 +82,15 @@ def predict_raster(
     journal of a map on an object store is on the machine that made it, see `d2ls_infer.store.place`. A segmenter
     without `sha256`, which says what it is, has no journal, and its maps are not taken for finished.
 
-    Raises UsageError (also a ValueError) for what makes no sense, OutputExistsError, MissingFileError, RasterError
-    (also an OSError) where reading or writing fails, and StoreError (likewise) where an object store does.
+    Raises UsageError (also a ValueError) for what makes no sense, OutputExistsError, MissingFileError, OutputBusyError
+    while another run makes the same map, RasterError (also an OSError) where reading or writing fails, and StoreError
+    (likewise) where an object store does.
     """
     settings = PredictOptions(**options)
     check_whole_rasters(settings)
     if output is not None:
         check_writable(place(output))
-    with prepared(model, source, output, settings, overwrite=overwrite or resume) as job:
+    with prepared(model, source, output, settings, overwrite=overwrite or resume, writes=True) as job:
         tags, side_tags = provenance(job, settings), run_tag(job, settings)
         identified = bool(getattr(job.segmenter, "sha256", ""))
         if resume and not overwrite:

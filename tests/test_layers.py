@@ -16,6 +16,7 @@ LAYERS = (
     "errors",
     "files",
     "store",
+    "alone",
     "background",
     "transfers",
     "smoothing",

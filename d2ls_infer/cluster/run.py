@@ -20,6 +20,7 @@ from typing import Any, Self
 from distributed import Client, wait
 from distributed.protocol import pickle
 
+from d2ls_infer.alone import alone
 from d2ls_infer.at_once import usual_batch
 from d2ls_infer.batch import FailedScene, Model, Ready, looked_at
 from d2ls_infer.cluster.crew import Crew
@@ -184,6 +185,7 @@ class Run:
         self.stack.close()
         for scene in self.scenes.values():
             say_what_is_kept(scene, self.about)
+            scene.lock.close()
 
     def with_all(self, seconds: float, act: Callable[..., Any], *arguments: Any, **options: Any) -> None:
         """Do something that waits for all workers, but no longer than that for those that hang: the scheduler knows."""
@@ -255,6 +257,7 @@ class Run:
                     self.stop(run)
                 else:
                     del self.scenes[source]
+                    run.lock.close()
                 yield outcome
         self.see_helpers_off()
 
@@ -276,31 +279,34 @@ class Run:
         """Cut a scene into bands and add them; or give what an earlier run has made of it."""
         options = self.options
         check_writable(output)
-        with opened(self.about, self.about.name, source, output, options) as job:
-            tags, side_tags, folder = provenance(job, options), run_tag(job, options), parts_folder(output)
-            if self.resume and not self.overwrite:
-                if self.about.sha256 and (found := finished_before(job, options, tags | side_tags)):
-                    remove_pieces(folder)
-                    remove_journal(journal_path(output))
-                    return found
-                check_not_there(output, options, source)
-            job.warn(options)
-            options = replace(options, batch_size=self.batch_size(source, job, options, folder))
-            key = run_key(job, options)
-            key["weights"] = key["weights"] or self.name  # of a segmenter that does not say what it is
-            bands = self.bands_of(job, options, folder, key)
-            run = SceneRun(
-                source=source,
-                output=output,
-                options=options,
-                key=key,
-                tags=tags,
-                side_tags=side_tags,
-                bands={band: done for band, (_, done) in bands.items()},
-                resumed=sum(rows for rows, _ in bands.values()),
-                height=job.scene.height,
-                width=job.scene.width,
-            )
+        with ExitStack() as lock:
+            lock.enter_context(alone(output))
+            with opened(self.about, self.about.name, source, output, options) as job:
+                tags, side_tags, folder = provenance(job, options), run_tag(job, options), parts_folder(output)
+                if self.resume and not self.overwrite:
+                    if self.about.sha256 and (found := finished_before(job, options, tags | side_tags)):
+                        remove_pieces(folder)
+                        remove_journal(journal_path(output))
+                        return found
+                    check_not_there(output, options, source)
+                job.warn(options)
+                options = replace(options, batch_size=self.batch_size(source, job, options, folder))
+                key = run_key(job, options)
+                key["weights"] = key["weights"] or self.name  # of a segmenter that does not say what it is
+                bands = self.bands_of(job, options, folder, key)
+                run = SceneRun(
+                    source=source,
+                    output=output,
+                    options=options,
+                    key=key,
+                    tags=tags,
+                    side_tags=side_tags,
+                    bands={band: done for band, (_, done) in bands.items()},
+                    resumed=sum(rows for rows, _ in bands.values()),
+                    height=job.scene.height,
+                    width=job.scene.width,
+                    lock=lock.pop_all(),
+                )
         run.pixels_known = run.pixels_done
         self.told.known(run.pixels_known)
         self.scenes[source] = run
@@ -394,6 +400,7 @@ class Run:
         if future := self.joining.pop(scene.source, None):
             wait_for([future])  # whoever puts it together removes what is not whole
         say_what_is_kept(scene, self.about)
+        scene.lock.close()
         self.told.dropped(scene.height * scene.width, scene.pixels_done, scene.pixels_known)
 
     def give_up(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 @dataclass
 class SceneRun:
     """A scene that is being mapped. resumed: rows that an earlier run had finished; pixels_known: those of whole bands.
+    lock: to be closed when nothing is done for it any more, see `alone`.
 
     Whoever puts it together waits for its bands, from top to bottom, in a thread of its own.
     """
@@ -38,6 +39,7 @@ class SceneRun:
     resumed: int
     height: int
     width: int
+    lock: ExitStack
     pixels_known: int = 0
     began: float = field(default_factory=time.perf_counter)
     news: threading.Condition = field(default_factory=threading.Condition)

@@ -15,11 +15,12 @@ import torch
 from cluster_toys import Touchy
 
 from d2ls_infer import FailedScene, PredictResult, predict_many, predict_raster
+from d2ls_infer.alone import alone
 from d2ls_infer.cluster import ClusterOptions
 from d2ls_infer.cluster.clients import workers_of_devices
 from d2ls_infer.cluster.pieces import Band
 from d2ls_infer.cluster.worker import BandTask
-from d2ls_infer.errors import OutputExistsError, UsageError
+from d2ls_infer.errors import OutputBusyError, OutputExistsError, UsageError
 from d2ls_infer.options import PredictOptions
 
 Write = Callable[..., Path]
@@ -141,6 +142,30 @@ def test_a_segmenter_that_does_not_say_what_it_is(client: Any, scene: Path, tmp_
     one = predict_raster(segmenter, scene, tmp_path / "one", **TILES)
     many = predict_raster(segmenter, scene, client=client, **TILES)
     assert many.output.read_bytes() == one.output.read_bytes()
+
+
+def test_a_map_that_another_run_makes_is_left_to_it(client: Any, scene: Path, tmp_path: Path) -> None:
+    """Whether the other one is of one process or of a cluster."""
+    for folder in ("one", "many"):
+        (tmp_path / folder).mkdir()
+    whole = predict_raster(Touchy(), scene, tmp_path / "one", **TILES)
+    many, others = tmp_path / "many", []
+
+    def tell(news: dict[str, Any]) -> None:
+        if news["status"] == "band" and not others:
+            others.extend(predict_many(Touchy(), [scene], many, overwrite=True, resume=True, **TILES))
+
+    how: dict[str, Any] = {"client": client, "cluster": ClusterOptions(band_rows=37), **TILES}
+    (made,) = predict_many(Touchy(), [scene], many, tell=tell, **how)
+    with alone(many / "scene_d2ls-touchy.tif"):
+        others.extend(predict_many(Touchy(), [scene], many, overwrite=True, **how))
+    for other in others:
+        assert isinstance(other, FailedScene)
+        assert isinstance(other.error, OutputBusyError)
+    assert len(others) == 2
+    assert isinstance(made, PredictResult)
+    assert made.output.read_bytes() == whole.output.read_bytes()
+    assert not [path for path in many.iterdir() if path.suffix in (".lock", ".parts", ".partial", ".journal")]
 
 
 def test_a_model_that_cannot_be_sent_to_workers(client: Any, scene: Path) -> None:

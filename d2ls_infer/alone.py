@@ -1,0 +1,38 @@
+"""One run at a time makes a map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from d2ls_infer.errors import OutputBusyError
+from d2ls_infer.store import named
+
+
+@contextmanager
+def alone(output: Path) -> Iterator[None]:
+    """Inside the `with` block no other run makes the map of that name, on this machine or where its folder is shared.
+
+    It holds a lock on a file beside the map, `MAP.tif.lock`, which the system lets go of however the process ends.
+    Raises OutputBusyError where another run holds it. Of an object store the lock is on this machine.
+    """
+    file = Path(f"{output}.lock")
+    lock = FileLock(file, timeout=0, thread_local=False)
+    while True:
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise OutputBusyError(
+                f"another run is making {named(output)}, it holds {file}; wait for it, or give another name"
+            ) from error
+        if file.exists():
+            break
+        lock.release()  # of a run that has just ended, and removed the file while we opened it
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+        lock.release()
