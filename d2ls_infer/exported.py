@@ -22,7 +22,7 @@ from d2ls_infer.errors import D2LSError, OutputExistsError, UsageError, WeightsE
 from d2ls_infer.graphs import RUNTIMES, GraphFile
 from d2ls_infer.manifest import ModelDescription
 from d2ls_infer.options import PredictOptions
-from d2ls_infer.segmenter import D2LSSegmenter, choose_device, precision_of, predict_array
+from d2ls_infer.segmenter import D2LSSegmenter, choose_device, precision_of, predict_array, warn_of_values
 from d2ls_infer.smoothing import mean_of_cells, smoothed
 from d2ls_infer.tiling import TileGrid
 from d2ls_infer.weights import WeightsFile, warn_of_terms
@@ -343,4 +343,5 @@ class ExportedSegmenter:
 
     def predict(self, array: np.ndarray, **options: Any) -> np.ndarray:
         """(bands, H, W) raw pixel values -> (H, W) uint8 class indices; see `predict_array`."""
+        warn_of_values(self, array)
         return predict_array(self, array, **options)

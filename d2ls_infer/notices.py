@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from d2ls_infer.raster import MOST_MAGNIFIED, Scene, contradicts, middle_values, unmarked_collar
+from d2ls_infer.raster import MOST_MAGNIFIED, Scene, contradicts, middle_values, numbered, unmarked_collar
 from d2ls_infer.segmenter import seems_on
 
 log = logging.getLogger(__name__)
@@ -45,15 +45,21 @@ def warn_of_type(scene: Scene) -> None:
 
 
 def warn_of_bands(scene: Scene, names: Sequence[str], *, chosen: bool) -> None:
-    """Say it when nobody chose the bands, and the file has more than the model takes and marks none, or marks one as
-    another colour than the model takes it for.
+    """Say it when nobody chose the bands, and the file has more than the model takes and marks none, or calls them by
+    a sensor's numbers, or marks one as another colour than the model takes it for.
     """
     image = [mark for mark in scene.marks if mark != "alpha"]
+    taken = ", ".join(f"band {band} as {name}" for band, name in zip(scene.bands, names, strict=True))
     if not chosen and len(image) > len(names) and not any(image):
         log.warning(
             "%s has %d bands and does not say what they show; taken is %s. If that is wrong, give --bands",
-            scene.path, len(image),
-            ", ".join(f"band {band} as {name}" for band, name in zip(scene.bands, names, strict=True)),
+            scene.path, len(image), taken,
+        )  # fmt: skip
+    elif not chosen and (own := numbered([scene.descriptions[band - 1] for band in scene.bands])):
+        log.warning(
+            "%s calls its bands %s, which mean another thing with each sensor; taken is %s. If that is wrong, give "
+            "--bands",
+            scene.path, ", ".join(own), taken,
         )  # fmt: skip
     wrong = [
         f"band {band} is marked {mark} and taken as {name}"

@@ -197,6 +197,7 @@ class D2LSSegmenter:
 
     def predict(self, array: np.ndarray, **options: Any) -> np.ndarray:
         """(bands, H, W) raw pixel values -> (H, W) uint8 class indices; see `predict_array`."""
+        warn_of_values(self, array)
         return predict_array(self, array, **options)
 
 
@@ -225,7 +226,6 @@ def predict_array(
     if array.dtype.kind not in "uif":
         raise UsageError(f"the model takes whole or real numbers, got {array.dtype}")
     values, valid = model_values(segmenter, array)
-    warn_of_values(segmenter, array, valid)
     height, width = valid.shape
     grid = tiles_of(segmenter, height, width, tile_size, overlap)
     segmenter = in_context(segmenter, lambda start, stop: (values[:, start:stop], valid[start:stop]), grid, dictionary)
@@ -261,13 +261,13 @@ def seems_on(value_range: tuple[float, float], least: float, largest: float) -> 
     return low <= least and low + USED_SHARE * (high - low) < largest <= high
 
 
-def warn_of_values(segmenter: Segmenter, array: np.ndarray, valid: np.ndarray) -> None:
-    """Say it when valid values of another type than uint8 do not look as if they were on the model's range."""
-    value_range = getattr(segmenter, "value_range", None)
-    if array.dtype == np.uint8 or value_range is None or not valid.any():
+def warn_of_values(segmenter: Segmenter, array: np.ndarray) -> None:
+    """Say it when values of another type than uint8 do not look as if they were on the model's range."""
+    value_range, array = getattr(segmenter, "value_range", None), np.asanyarray(array)
+    if array.dtype == np.uint8 or array.dtype.kind not in "uif" or value_range is None:
         return
-    found = np.asarray(array)[:, valid]
-    if not seems_on(value_range, least := float(found.min()), largest := float(found.max())):
+    known = np.ma.masked_invalid(array, copy=False)
+    if known.count() and not seems_on(value_range, least := float(known.min()), largest := float(known.max())):
         log.warning(
             "the array holds %s values from %g to %g; they are taken on the model's range %g to %g as they are. "
             "If they are on another, bring them to it",

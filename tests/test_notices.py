@@ -99,3 +99,38 @@ def test_a_place_that_is_known_by_points_alone(
         dataset.rpcs = RPC(0, 1, 50, 1, ones, ones, 18, 20, 10, 1, ones, ones, 15, 15)
     (message,) = told(fakes.PerPixel(), plain)
     assert "has rational polynomial coefficients only" in message
+
+
+@pytest.mark.parametrize(
+    ("descriptions", "words"),
+    [
+        (
+            ("B2", "B3", "B4"),
+            "calls its bands B2, B3, B4, which mean another thing with each sensor; taken is band 1 as",
+        ),
+        (("SR_B4", "SR_B3", "SR_B2"), "calls its bands SR_B4, SR_B3, SR_B2"),
+        (("490 nm", "560nm", "665"), "calls its bands 490 nm, 560nm, 665"),
+        (("red", "green", "B02"), "calls its bands B02, which"),
+        (("Red band", "green (560 nm)", "BLUE"), ""),
+        (("band_1", "band_2", "band_3"), ""),
+        ((None, None, None), ""),
+    ],
+)
+def test_bands_called_by_a_sensors_numbers(
+    tmp_path: Path,
+    write_raster: Write,
+    pixels: Pixels,
+    fakes: SimpleNamespace,
+    told: Callable[..., list[str]],
+    descriptions: tuple[str, ...],
+    words: str,
+) -> None:
+    path = write_raster(tmp_path / "scene.tif", pixels(3, 8, 8))
+    with rasterio.open(path, "r+") as dataset:
+        dataset.descriptions = descriptions
+    model = fakes.PerPixel()
+    model.bands = ("red", "green", "blue")
+    messages = told(model, path)
+    assert len(messages) == bool(words)
+    assert words in " ".join(messages)
+    assert told(model, path, bands="1,2,3") == []

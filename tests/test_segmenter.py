@@ -318,6 +318,31 @@ def test_any_segmenter_takes_an_array(
     assert segmenter.batches == [3, 3]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "values", "told"),
+    [
+        ("uint8", (0, 3), ""),
+        ("float32", (0, 250), ""),
+        ("float32", (0, 1), "the array holds float32 values from 0 to 1; they are taken on the model's range 0 to 255"),
+        ("uint16", (100, 3000), "uint16 values from 100 to 3000"),
+        ("int16", (-5, 200), "int16 values from -5 to 200"),
+    ],
+)
+def test_values_of_an_array_that_are_hardly_the_models_are_told(
+    model: D2LSSegmenter, caplog: pytest.LogCaptureFixture, dtype: str, values: tuple[int, int], told: str
+) -> None:
+    array = np.full((3, 40, 48), values[0], dtype)
+    array[:, 20:] = values[1]
+    array = np.ma.masked_where(np.arange(48) == 7 + 0 * array, array)
+    array[:, 3, 7] = np.ma.masked
+    array.data[:, 3, 7] = 9999 if dtype != "uint8" else 9
+    if dtype == "float32":
+        array.data[0, 2, 2] = np.nan
+    model.predict(array)
+    assert told in caplog.text
+    assert len(caplog.messages) == bool(told)
+
+
 def test_what_is_masked_in_an_array_is_nodata(fakes: SimpleNamespace, pixels: Pixels) -> None:
     array = np.ma.MaskedArray(pixels(3, 40, 48), mask=False)
     array[:, :16] = array[:2, 20] = np.ma.masked  # all bands; two of three

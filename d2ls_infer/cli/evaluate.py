@@ -182,7 +182,7 @@ def number(value: float | None) -> str:
 
 def interval(ends: list[float | None]) -> str:
     """The ends of a 95 % interval; nothing where there are too few images for one."""
-    return "" if None in ends else f" ({number(ends[0])} to {number(ends[1])})"
+    return "" if None in ends else f" (95 %: {number(ends[0])} to {number(ends[1])})"
 
 
 def show(summary: dict[str, Any], result: Evaluation) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from collections.abc import Iterator
@@ -22,11 +23,13 @@ from d2ls_infer.errors import UsageError
 from d2ls_infer.labels import NODATA
 from d2ls_infer.load import load_segmenter
 from d2ls_infer.outputs import STEPS, Finished
-from d2ls_infer.raster import canonical
+from d2ls_infer.raster import canonical, numbered
 from d2ls_infer.segmenter import InContext, Precision, Segmenter, in_context, model_values, tiles_of, whose_dictionary
 from d2ls_infer.tiling import WINDOWS, Tile, TileGrid, rows_sharing_batches
 from d2ls_infer.tiling import blend as blend_tiles
 from d2ls_infer.weights import WeightsFile, find_weights
+
+log = logging.getLogger(__name__)
 
 CHUNK_ROWS = 4096
 """Rows of a chunk of the map, about, where nobody says."""
@@ -129,6 +132,12 @@ def in_order(array: xr.DataArray, bands: tuple[str, ...]) -> xr.DataArray:
                 f"the model takes the bands {', '.join(bands)}, and the array's are named {', '.join(names)}; "
                 "give them the model's names, or none"
             )
+        if numbered(names):
+            log.warning(
+                "the array's bands are called %s, which mean another thing with each sensor; they are taken as %s. If "
+                "that is wrong, give them the model's names",
+                ", ".join(names), ", ".join(bands),
+            )  # fmt: skip
         return array
     return array.isel({array.dims[0]: [named.index(band) for band in wanted]})
 

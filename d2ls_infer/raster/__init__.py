@@ -1,6 +1,6 @@
 """Rasters in and out. Nothing outside this folder uses rasterio."""
 
-from d2ls_infer.raster.bands import canonical, contradicts, parse_bands
+from d2ls_infer.raster.bands import canonical, contradicts, numbered, parse_bands
 from d2ls_infer.raster.cut import Cut
 from d2ls_infer.raster.dataset import jpeg_bytes, local_file, png_bytes, read_array
 from d2ls_infer.raster.earlier import map_rows, stamps, was_made_of
@@ -31,6 +31,7 @@ __all__ = [
     "local_file",
     "map_rows",
     "middle_values",
+    "numbered",
     "parse_bands",
     "parse_nodata",
     "parse_scale",

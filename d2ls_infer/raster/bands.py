@@ -30,10 +30,18 @@ SYNONYMS = {
 }
 """Other names of bands. Numbers as in B04 are no names: they mean another band with each sensor."""
 
+NUMBERED = r"(SR_|ST_)?B\d{1,2}A?|\d{3,5}( ?nm)?"
+"""What sensors call their bands, by a number or a wavelength: they show other things with each sensor."""
+
 
 def squeezed(name: str) -> str:
-    """A name without what people write differently: capitals, blanks, dashes."""
-    return re.sub(r"[\W_]", "", name.lower())
+    """A name without what people write differently: capitals, blanks, dashes; and "band", and what is in brackets."""
+    return re.sub(r"\(.*?\)|\bband\b|[\W_]", "", name.lower())
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """Those of the names that are a sensor's own, such as B04, and do not tell what a band shows."""
+    return [name for name in names if re.fullmatch(NUMBERED, name.strip(), re.IGNORECASE)]
 
 
 CANONICAL = {squeezed(other): squeezed(name) for other, name in SYNONYMS.items()}
@@ -119,7 +127,9 @@ def find_band(dataset: Any, marks: Sequence[str], band: int | str, what: str) ->
             raise UsageError(f"{what}, there is no band {band}; bands are counted from 1")
         return band
     described = [squeezed(text or "") for text in dataset.descriptions]
-    found = bands_marked(marks, band) or [n for n in dataset.indexes if described[n - 1] == squeezed(band)]
+    found = bands_marked(marks, band) or [
+        n for n in dataset.indexes if described[n - 1] and described[n - 1] == squeezed(band)
+    ]
     if len(found) != 1:
         told = ", ".join(
             f"{number} {mark or text or 'unmarked'}"

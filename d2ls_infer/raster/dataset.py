@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import rasterio
+from rasterio.crs import CRS
 from rasterio.env import get_gdal_config, set_gdal_config
-from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning, RasterioError, RasterioIOError
+from rasterio.errors import CRSError, NodataShadowWarning, NotGeoreferencedWarning, RasterioError, RasterioIOError
 from rasterio.io import MemoryFile
 
 from d2ls_infer.errors import MissingFileError, RasterError, UsageError
@@ -101,7 +102,8 @@ def open_dataset(path: str) -> Iterator[Any]:
     """rasterio's dataset of a file or any other address that GDAL takes.
 
     A container of one raster (netCDF, HDF5, Zarr) is that raster; of several, it is asked which. Raises
-    MissingFileError, UsageError for what is no raster or has no bands, RasterError where a server does not answer.
+    MissingFileError, UsageError for what is no raster or has no bands, RasterError where a server does not answer, and
+    where PROJ has no database.
     """
     dataset = open_quietly(path)
     if dataset.count == 0 and len(dataset.subdatasets) == 1:
@@ -112,6 +114,7 @@ def open_dataset(path: str) -> Iterator[Any]:
             holds = f"; it holds {len(parts)} rasters, name one of them: {', '.join(parts)}" if parts else ""
             raise UsageError(f"{path} has 0 bands of its own{holds}")
         check_size(dataset)
+        check_proj()
         yield dataset
 
 
@@ -146,6 +149,16 @@ def check_size(dataset: Any) -> None:
     needed, found = dataset.height * dataset.width * sum(sizes), file.stat().st_size
     if found < needed:
         raise RasterError(f"cannot read {dataset.name}: {file} ends early, it has {found} bytes of {needed} or more")
+
+
+def check_proj() -> None:
+    """Raise RasterError where PROJ does not find its database, and nothing can be known of coordinate systems."""
+    try:
+        CRS.from_epsg(4326)
+    except CRSError as error:
+        named = [name for name in ("PROJ_DATA", "PROJ_LIB") if name in os.environ]
+        hint = f"; the environment's {' and '.join(named)} may be another program's, unset it" if named else ""
+        raise RasterError(f"coordinate systems are not known: {error}{hint}") from error
 
 
 def cache_bytes(dataset: Any, dtype: np.dtype[Any]) -> int:

@@ -177,6 +177,11 @@ class Scene:
         """What invalid pixels hold."""
         return self.value_range[0] if self.value_range else 0.0
 
+    @property
+    def descriptions(self) -> list[str]:
+        """What each of the file's bands is called in it; "" where it has no name."""
+        return [text or "" for text in self.dataset.descriptions]
+
     def band_marks(self) -> list[str]:
         """What the file says each chosen band shows: red, near infrared, alpha, ...; "" where it says nothing."""
         return [self.marks[band - 1] for band in self.bands]

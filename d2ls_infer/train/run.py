@@ -24,7 +24,7 @@ from d2ls_infer.datasets import Dataset, LabelledImage
 from d2ls_infer.errors import MissingFileError, OutputExistsError, StoppedError, UsageError
 from d2ls_infer.evaluate import evaluate
 from d2ls_infer.files import write_whole
-from d2ls_infer.licence import spdx_of
+from d2ls_infer.licence import is_restricted, spdx_of
 from d2ls_infer.load import load_model
 from d2ls_infer.manifest import Metric, ModelDescription
 from d2ls_infer.nn import D2LS, D2LSConfig, weights_of
@@ -126,8 +126,14 @@ def train(
     if config.quiet_start and source is None:
         quieten(network)
     pool = ImagePool(lambda index: without_gaps(*images[index].read(bands)), len(images))
-    about = describe(dataset, config, pool, bands=bands, value_range=value_range, start=source.name if source else None)
+    about = describe(dataset, config, pool, bands=bands, value_range=value_range, start=source)
     sky_over(pool, config, about)  # raises before anything is written
+    if source is not None and validation:
+        log.warning(
+            "%s, from which this starts, was trained on %s; if some of the %s images are among them, the scores say "
+            "little of how it does on others",
+            source.name, source.description.training_data, validated_on,
+        )  # fmt: skip
     trainer = fit(network, about, pool, validation, config, options, left_out=dataset.left_out)
 
     if trainer.is_global_zero:
@@ -213,7 +219,10 @@ def check_output(file: Path, config: TrainConfig, options: RunOptions) -> None:
     now = json.loads(json.dumps(config.to_dict()))
     changed = [f"{name} was {former.get(name)}, is {now[name]}" for name in now if former.get(name) != now[name]]
     if changed:
-        raise UsageError(f"the run in {options.output} had other settings: {'; '.join(changed)}")
+        raise UsageError(
+            f"the run in {options.output} had other settings: {'; '.join(changed)}. With its own it goes on; a new one "
+            "in another --output may start from its weights by --init"
+        )
 
 
 def bands_of(
@@ -290,9 +299,10 @@ def describe(
     *,
     bands: tuple[str, ...],
     value_range: tuple[float, float],
-    start: str | None,
+    start: WeightsFile | None,
 ) -> ModelDescription:
-    """What the weights file will say; its metrics come later.
+    """What the weights file will say; its metrics come later. Of the model it starts from it keeps what that had seen,
+    and terms that do not allow every use.
 
     Three bands of bytes are normalised as timm trained the backbone, all others, and with a gamma those too, by their
     mean and deviation over the training images.
@@ -302,7 +312,13 @@ def describe(
         mean, std = tuple(pretrained.mean), tuple(pretrained.std)
     else:
         mean, std = normalisation(pool, value_range, config.gamma)
-    origin = f"started from the model {start}" if start else "backbone started from ImageNet weights"
+    terms, seen = spdx_of(dataset.terms) or dataset.terms or "unknown", f"{dataset.name}, {len(pool)} images"
+    origin = f"started from the model {start.name}" if start else "backbone started from ImageNet weights"
+    if start is not None:
+        former = start.description
+        seen += f"; started from {start.name}, which was trained on {former.training_data}"
+        if is_restricted(former.license) and former.license != terms:
+            terms += f"; and as it started from {start.name}: {former.license}"
     return ModelDescription(
         config=network_config(config, len(dataset.labels), len(bands)).to_dict(),
         labels=dataset.labels,
@@ -313,8 +329,8 @@ def describe(
         std=std,
         gsd_m=dataset.gsd_m,
         metrics=(),
-        license=spdx_of(dataset.terms) or dataset.terms or "unknown",
-        training_data=f"{dataset.name}, {len(pool)} images",
+        license=terms,
+        training_data=seen,
         source=f"d2ls train, {config.epochs} epochs; {origin}",
         shared_dictionary=config.shared_dictionary > 0,
     )

@@ -209,6 +209,9 @@ def test_a_trained_model_is_where_another_one_starts(
     assert result.stdout == "runs/folder/folder.safetensors\n"
     about = read_description(place / "runs/folder/folder.safetensors")
     assert about.source == "d2ls train, 1 epochs; started from the model tiny"
+    former = read_description(tiny_weights).training_data
+    assert about.training_data == f"folder, 3 images; started from tiny, which was trained on {former}"
+    assert f"tiny, from which this starts, was trained on {former}; if some of the val images are among" in caplog.text
 
 
 @pytest.mark.parametrize(

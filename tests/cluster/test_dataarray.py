@@ -68,6 +68,15 @@ def test_bands_are_found_by_their_names(array: xr.DataArray) -> None:
     assert (plain.values != expected).any()
 
 
+def test_bands_called_by_a_sensors_numbers_are_told(array: xr.DataArray, caplog: pytest.LogCaptureFixture) -> None:
+    predict_dataarray(Touchy(), array.assign_coords(band=["B04", "B03", "B02"]))
+    assert "bands are called B04, B03, B02, which mean another thing with each sensor; they are taken as" in caplog.text
+    caplog.clear()
+    for names in ([1, 2, 3], ["x", "y", "z"]):
+        predict_dataarray(Touchy(), array.assign_coords(band=names))
+    assert caplog.messages == []
+
+
 @pytest.mark.parametrize("attribute", ["_FillValue", "nodata"])
 def test_nodata_of_the_array_is_nodata_of_the_map(array: xr.DataArray, attribute: str) -> None:
     array = array.fillna(7)

@@ -145,6 +145,7 @@ def test_a_name_that_no_band_or_several_go_by(
 def test_names_are_compared_without_what_people_write_differently() -> None:
     assert len({canonical(name) for name in ("NIR", "near infrared", "Near-Infrared", "near_infrared", "near IR")}) == 1
     assert len({canonical(name) for name in ("red", "R", " Red ", "rededge", "B4", "infrared")}) == 4
+    assert len({canonical(name) for name in ("blue", "Blue (490 nm)", "Blue band", "band blue", "B")}) == 1
     assert contradicts("nir", "red")
     assert contradicts("alpha", "near infrared")
     assert not contradicts("R", "red")

@@ -22,6 +22,7 @@ from d2ls_infer.datasets import Dataset, LabelledImage, folder_dataset
 from d2ls_infer.errors import D2LSError, MissingFileError, OutputExistsError, UsageError
 from d2ls_infer.evaluate import evaluate
 from d2ls_infer.labels import LabelMap
+from d2ls_infer.licence import is_restricted
 from d2ls_infer.manifest import ModelDescription
 from d2ls_infer.nn import D2LS, D2LSConfig, TrainingOutput
 from d2ls_infer.train.average import MovingAverage
@@ -560,7 +561,7 @@ def test_a_model_can_be_trained_on_for_other_classes_and_bands(
     root, dataset = scenes
     dataset = replace(dataset, labels=LabelMap.of(["tree", "Water", "road"]))
     dark = tmp_path / "folder.safetensors"
-    save_weights(dark, load_file(trained), replace(read_description(trained), gamma=0.5))
+    save_weights(dark, load_file(trained), replace(read_description(trained), gamma=0.5, license="research use only"))
     started: dict[str, State] = {}
 
     def remember(self: D2LSModule) -> None:
@@ -577,6 +578,10 @@ def test_a_model_can_be_trained_on_for_other_classes_and_bands(
         "backbone": BACKBONE, "num_classes": 3, "embed_dim": 32, "stages": 1, "reduction": 4, "in_channels": 8,
     }  # fmt: skip
     assert about.source == "d2ls train, 1 epochs; started from the model folder"
+    assert about.license == "unknown; and as it started from folder: research use only"
+    assert is_restricted(about.license)
+    assert about.training_data.endswith("; started from folder, which was trained on folder, 3 images")
+    assert "the scores say little" not in caplog.text  # there are none
     assert torch.equal(state["dictionary.static"][1], former["dictionary.static"][0].float())
     head = "dictionary.modulator.head.2.weight"
     assert torch.equal(state[head][4:8], former[head][0:4].float())
