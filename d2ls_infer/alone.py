@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from d2ls_infer.errors import OutputBusyError
+from d2ls_infer.errors import OutputBusyError, RasterError
 from d2ls_infer.store import named
 
 
@@ -17,7 +17,8 @@ def alone(output: Path) -> Iterator[None]:
     """Inside the `with` block no other run makes the map of that name, on this machine or where its folder is shared.
 
     It holds a lock on a file beside the map, `MAP.tif.lock`, which the system lets go of however the process ends.
-    Raises OutputBusyError where another run holds it. Of an object store the lock is on this machine.
+    Raises OutputBusyError where another run holds it, RasterError where the file cannot be made. Of an object store the
+    lock is on this machine.
     """
     file = Path(f"{output}.lock")
     lock = FileLock(file, timeout=0, thread_local=False)
@@ -28,6 +29,8 @@ def alone(output: Path) -> Iterator[None]:
             raise OutputBusyError(
                 f"another run is making {named(output)}, it holds {file}; wait for it, or give another name"
             ) from error
+        except OSError as error:
+            raise RasterError(f"cannot write {file}: {error.strerror or error}") from error
         if file.exists():
             break
         lock.release()  # of a run that has just ended, and removed the file while we opened it

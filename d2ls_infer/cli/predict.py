@@ -131,10 +131,6 @@ def predict(
     output = place(output_text) if output_text else None
     if output_text and output and output_text.endswith(("/", os.sep)) and not output.is_dir():
         raise UsageError(f"no such folder: {output_text}")
-    if output is not None and not output.is_dir() and output.suffix.lower() not in (
-        ".tif", ".tiff", *([".vrt"] if products["vrt"] else []),
-    ):  # fmt: skip
-        raise UsageError(f"{output} is no folder, and a map is a GeoTIFF: name it .tif, or make the folder first")
     common: dict[str, Any] = {
         "overwrite": overwrite,
         "load": partial(load_segmenter, **network),

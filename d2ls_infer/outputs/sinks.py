@@ -23,7 +23,7 @@ from d2ls_infer.raster import RasterMosaic, RasterWriter, Scene, Strip, check_ou
 from d2ls_infer.raster.sidecar import style_path
 from d2ls_infer.raster.vector import PolygonWriter, check_installed, check_place
 from d2ls_infer.raster.writer import check_space
-from d2ls_infer.store import address_of, clear, exists, upload_all
+from d2ls_infer.store import MAPS, address_of, clear, exists, upload_all
 from d2ls_infer.tiling import Tile, TileGrid
 
 
@@ -279,9 +279,12 @@ def check_outputs(
 ) -> None:
     """Everything that can be known of all outputs before work starts; with a scene, what depends on it too.
 
-    Raises what `check_output` does; UsageError for clashing names, what is not installed, and a scene that polygons
-    cannot be made of; RasterError for a disk that is full; StoreError for an object store that does not answer.
+    Raises what `check_output` does; UsageError for a map that is not named as one, clashing names, what is not
+    installed, and a scene that polygons cannot be made of; RasterError for a disk that is full; StoreError for an
+    object store that does not answer.
     """
+    if not output.is_dir() and output.suffix.lower() not in (*MAPS, *([".vrt"] if options.vrt else [])):
+        raise UsageError(f"{output} is no folder, and a map is a GeoTIFF: name it .tif, or make the folder first")
     files = options.files(output)
     style = style_path(output)
     if style in files.values():

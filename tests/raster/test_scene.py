@@ -20,10 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.enums import ColorInterp
 from rasterio.env import get_gdal_config, set_gdal_config
-from rasterio.errors import NodataShadowWarning, NotGeoreferencedWarning
+from rasterio.errors import CRSError, NodataShadowWarning, NotGeoreferencedWarning
 
 from d2ls_infer.errors import D2LSError, MissingFileError, RasterError, UsageError
 from d2ls_infer.raster import Scale, Scene, parse_bands, parse_nodata, parse_scale, read_array
+from d2ls_infer.raster import dataset as datasets
 from d2ls_infer.raster.dataset import reading
 from d2ls_infer.raster.scene import Pixels as Read
 from d2ls_infer.tiling import TileGrid
@@ -969,3 +970,23 @@ def test_every_error_of_a_scene_is_one_of_ours(tmp_path: Path) -> None:
         path.write_bytes(header + random.bytes(400))
         with pytest.raises(D2LSError):
             read_all(path)
+
+
+def test_a_database_of_coordinate_systems_that_is_not_found(
+    tmp_path: Path, write_raster: Write, pixels: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where PROJ_LIB is that of another program."""
+    path = write_raster(tmp_path / "scene.tif", pixels(3, 4, 4))
+
+    class Missing:
+        @staticmethod
+        def from_epsg(code: int) -> None:
+            raise CRSError("Cannot find proj.db")
+
+    monkeypatch.setattr(datasets, "CRS", Missing)
+    monkeypatch.setenv("PROJ_LIB", "/of/another")
+    monkeypatch.delenv("PROJ_DATA", raising=False)
+    with pytest.raises(
+        RasterError, match=r"not known: Cannot find proj\.db; the environment's PROJ_LIB may be another"
+    ):
+        Scene.open(path, bands_needed=3)
