@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from d2ls_infer.raster import MOST_MAGNIFIED, Scene, contradicts, middle_values, numbered, unmarked_collar
+from d2ls_infer.raster import MOST_MAGNIFIED, Scene, canonical, contradicts, middle_values, numbered, unmarked_collar
 from d2ls_infer.segmenter import seems_on
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,10 @@ def warn_of_bands(scene: Scene, names: Sequence[str], *, chosen: bool) -> None:
             "%s has %d bands and does not say what they show; taken is %s. If that is wrong, give --bands",
             scene.path, len(image), taken,
         )  # fmt: skip
-    elif not chosen and (own := numbered([scene.descriptions[band - 1] for band in scene.bands])):
+        return
+    called = [scene.descriptions[band - 1] for band in scene.bands]
+    own = numbered([text for text, name in zip(called, names, strict=True) if canonical(text) != canonical(name)])
+    if not chosen and own:
         log.warning(
             "%s calls its bands %s, which mean another thing with each sensor; taken is %s. If that is wrong, give "
             "--bands",

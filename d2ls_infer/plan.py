@@ -113,7 +113,8 @@ def network_seconds(job: Job, options: PredictOptions, batch_size: int) -> float
     segmenter, grid = job.segmenter, job.grid
     score = Halving(segmenter.score)
     tiles = sample(grid, len(segmenter.bands), batch_size)
-    seconds = timed(lambda: score(tiles), job.device) / batch_size * max(1.0, len(grid) * valid_share(job.scene))
+    share = valid_share(job.scene, (len(grid.row_starts), len(grid.col_starts)))
+    seconds = timed(lambda: score(tiles), job.device) / batch_size * max(1.0, len(grid) * share)
     if whose_dictionary(getattr(segmenter, "observes", None), grid, options.dictionary) == "scene":
         crop = tiles[:1, :, :CROP_PX, :CROP_PX]
         seconds += timed(lambda: segmenter.observe(crop), job.device) * math.prod(places(grid.height, grid.width))

@@ -266,7 +266,7 @@ def warn_of_values(segmenter: Segmenter, array: np.ndarray) -> None:
     value_range, array = getattr(segmenter, "value_range", None), np.asanyarray(array)
     if array.dtype == np.uint8 or array.dtype.kind not in "uif" or value_range is None:
         return
-    known = np.ma.masked_invalid(array, copy=False)
+    known = np.ma.masked_array(np.ma.getdata(array), np.ma.getmaskarray(array) | ~np.isfinite(np.ma.getdata(array)))
     if known.count() and not seems_on(value_range, least := float(known.min()), largest := float(known.max())):
         log.warning(
             "the array holds %s values from %g to %g; they are taken on the model's range %g to %g as they are. "

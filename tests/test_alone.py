@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import subprocess
 import sys
@@ -13,12 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from torch import Tensor
 
 from d2ls_infer import predict_many, predict_raster
 from d2ls_infer.alone import alone
 from d2ls_infer.batch import FailedScene
-from d2ls_infer.errors import OutputBusyError
+from d2ls_infer.errors import OutputBusyError, RasterError
 from d2ls_infer.plan import plan_raster
 
 Write = Callable[..., Path]
@@ -50,6 +53,26 @@ def test_the_lock_is_beside_the_map_and_gone_when_it_is_made(tmp_path: Path) -> 
                 assert sorted(path.name for path in tmp_path.iterdir()) == ["map.tif.lock", "other.tif.lock"]
             raise KeyError
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_without_locks_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(number: int) -> None:
+        def acquire(lock: FileLock) -> None:
+            Path(lock.lock_file).touch()
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(FileLock, "acquire", acquire)
+
+    refuse(errno.ENOLCK)
+    with alone(tmp_path / "map.tif"):
+        pass
+    assert f"{tmp_path}: there are no locks on this file system" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+    refuse(errno.ENOSPC)
+    with pytest.raises(RasterError, match=r"cannot write .*map\.tif\.lock: No space left on device"):
+        alone(tmp_path / "map.tif").__enter__()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there processes are not killed by signals")

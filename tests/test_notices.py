@@ -109,7 +109,7 @@ def test_a_place_that_is_known_by_points_alone(
             "calls its bands B2, B3, B4, which mean another thing with each sensor; taken is band 1 as",
         ),
         (("SR_B4", "SR_B3", "SR_B2"), "calls its bands SR_B4, SR_B3, SR_B2"),
-        (("490 nm", "560nm", "665"), "calls its bands 490 nm, 560nm, 665"),
+        (("490 nm", "560nm", "665 NM"), "calls its bands 490 nm, 560nm, 665 NM"),
         (("red", "green", "B02"), "calls its bands B02, which"),
         (("Red band", "green (560 nm)", "BLUE"), ""),
         (("band_1", "band_2", "band_3"), ""),
@@ -134,3 +134,5 @@ def test_bands_called_by_a_sensors_numbers(
     assert len(messages) == bool(words)
     assert words in " ".join(messages)
     assert told(model, path, bands="1,2,3") == []
+    model.bands = tuple(text or f"any {number}" for number, text in enumerate(descriptions))  # a model of that sensor
+    assert told(model, path) == []

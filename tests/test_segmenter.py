@@ -338,7 +338,10 @@ def test_values_of_an_array_that_are_hardly_the_models_are_told(
     array.data[:, 3, 7] = 9999 if dtype != "uint8" else 9
     if dtype == "float32":
         array.data[0, 2, 2] = np.nan
+    before = array.data.copy(), array.mask.copy()
     model.predict(array)
+    assert np.array_equal(array.data, before[0], equal_nan=dtype == "float32")
+    assert np.array_equal(array.mask, before[1])
     assert told in caplog.text
     assert len(caplog.messages) == bool(told)
 

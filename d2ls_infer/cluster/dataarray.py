@@ -23,7 +23,7 @@ from d2ls_infer.errors import UsageError
 from d2ls_infer.labels import NODATA
 from d2ls_infer.load import load_segmenter
 from d2ls_infer.outputs import STEPS, Finished
-from d2ls_infer.raster import canonical, numbered
+from d2ls_infer.raster import bands_marked, numbered
 from d2ls_infer.segmenter import InContext, Precision, Segmenter, in_context, model_values, tiles_of, whose_dictionary
 from d2ls_infer.tiling import WINDOWS, Tile, TileGrid, rows_sharing_batches
 from d2ls_infer.tiling import blend as blend_tiles
@@ -125,21 +125,21 @@ def in_order(array: xr.DataArray, bands: tuple[str, ...]) -> xr.DataArray:
     if array.ndim != 3 or array.dims[0] not in array.coords:
         return array
     names = [str(name) for name in array.coords[array.dims[0]].values]
-    named, wanted = [canonical(name) for name in names], [canonical(band) for band in bands]
-    if missing := set(wanted) - set(named):
-        if missing != set(wanted) and len(named) == len(bands):
-            raise UsageError(
-                f"the model takes the bands {', '.join(bands)}, and the array's are named {', '.join(names)}; "
-                "give them the model's names, or none"
-            )
-        if numbered(names):
-            log.warning(
-                "the array's bands are called %s, which mean another thing with each sensor; they are taken as %s. If "
-                "that is wrong, give them the model's names",
-                ", ".join(names), ", ".join(bands),
-            )  # fmt: skip
-        return array
-    return array.isel({array.dims[0]: [named.index(band) for band in wanted]})
+    found = [bands_marked(names, band) for band in bands]
+    if all(len(places) == 1 for places in found):
+        return array.isel({array.dims[0]: [place - 1 for (place,) in found]})
+    if any(found) and (len(names) == len(bands) or all(found)):
+        raise UsageError(
+            f"the model takes the bands {', '.join(bands)}, and the array's are named {', '.join(names)}; "
+            "give them the model's names, or none"
+        )
+    if numbered(names):
+        log.warning(
+            "the array's bands are called %s, which mean another thing with each sensor; they are taken as %s. If "
+            "that is wrong, give them the model's names",
+            ", ".join(names), ", ".join(bands),
+        )  # fmt: skip
+    return array
 
 
 def check(array: xr.DataArray, bands: tuple[str, ...]) -> None:

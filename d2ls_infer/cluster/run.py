@@ -45,8 +45,8 @@ from d2ls_infer.job import (
     Job,
     PredictResult,
     check_not_there,
+    checked,
     finished_before,
-    opened,
     provenance,
     run_key,
     run_tag,
@@ -183,9 +183,10 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stack.close()
-        for scene in self.scenes.values():
-            say_what_is_kept(scene, self.about)
-            scene.lock.close()
+        with ExitStack() as stack:
+            for scene in self.scenes.values():
+                stack.enter_context(scene.lock)
+                stack.callback(say_what_is_kept, scene, self.about)
 
     def with_all(self, seconds: float, act: Callable[..., Any], *arguments: Any, **options: Any) -> None:
         """Do something that waits for all workers, but no longer than that for those that hang: the scheduler knows."""
@@ -281,7 +282,8 @@ class Run:
         check_writable(output)
         with ExitStack() as lock:
             lock.enter_context(alone(output))
-            with opened(self.about, self.about.name, source, output, options) as job:
+            there_may_be = self.overwrite or self.resume
+            with checked(self.about, self.about.name, source, output, options, overwrite=there_may_be) as job:
                 tags, side_tags, folder = provenance(job, options), run_tag(job, options), parts_folder(output)
                 if self.resume and not self.overwrite:
                     if self.about.sha256 and (found := finished_before(job, options, tags | side_tags)):
@@ -399,8 +401,8 @@ class Run:
         self.crew.drop(lambda other: other.source != scene.source)
         if future := self.joining.pop(scene.source, None):
             wait_for([future])  # whoever puts it together removes what is not whole
-        say_what_is_kept(scene, self.about)
-        scene.lock.close()
+        with scene.lock:
+            say_what_is_kept(scene, self.about)
         self.told.dropped(scene.height * scene.width, scene.pixels_done, scene.pixels_known)
 
     def give_up(self) -> None:

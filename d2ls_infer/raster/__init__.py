@@ -1,6 +1,6 @@
 """Rasters in and out. Nothing outside this folder uses rasterio."""
 
-from d2ls_infer.raster.bands import canonical, contradicts, numbered, parse_bands
+from d2ls_infer.raster.bands import bands_marked, canonical, contradicts, numbered, parse_bands
 from d2ls_infer.raster.cut import Cut
 from d2ls_infer.raster.dataset import jpeg_bytes, local_file, png_bytes, read_array
 from d2ls_infer.raster.earlier import map_rows, stamps, was_made_of
@@ -22,6 +22,7 @@ __all__ = [
     "Scale",
     "Scene",
     "Strip",
+    "bands_marked",
     "canonical",
     "check_output",
     "contradicts",

@@ -30,13 +30,13 @@ SYNONYMS = {
 }
 """Other names of bands. Numbers as in B04 are no names: they mean another band with each sensor."""
 
-NUMBERED = r"(SR_|ST_)?B\d{1,2}A?|\d{3,5}( ?nm)?"
+NUMBERED = r"(SR_|ST_)?B\d{1,2}A?|\d{3,5} ?nm"
 """What sensors call their bands, by a number or a wavelength: they show other things with each sensor."""
 
 
 def squeezed(name: str) -> str:
-    """A name without what people write differently: capitals, blanks, dashes; and "band", and what is in brackets."""
-    return re.sub(r"\(.*?\)|\bband\b|[\W_]", "", name.lower())
+    """A name without what people write differently: capitals, blanks, dashes."""
+    return re.sub(r"[\W_]", "", name.lower())
 
 
 def numbered(names: Sequence[str]) -> list[str]:
@@ -53,8 +53,13 @@ SAMPLE_SIDE, SAMPLES = 128, 3
 
 
 def canonical(name: str) -> str:
-    """A band's name in the form in which names are compared: "NIR", "near-infrared", "Near Infrared" are one."""
-    return CANONICAL.get(squeezed(name), squeezed(name))
+    """A band's name in the form in which names are compared: "NIR", "near-infrared", "Near Infrared" are one.
+
+    Those of colours also with "band" and anything in brackets: "Blue (490 nm)", "Red_band".
+    """
+    whole, bare = (squeezed(text) for text in (name, re.sub(r"\(.*?\)|\bband\b", "", name.lower().replace("_", " "))))
+    known = CANONICAL.get(bare, bare)
+    return known if known in COLOURS else CANONICAL.get(whole, whole)
 
 
 def parse_bands(text: str) -> list[int | str]:
@@ -127,9 +132,7 @@ def find_band(dataset: Any, marks: Sequence[str], band: int | str, what: str) ->
             raise UsageError(f"{what}, there is no band {band}; bands are counted from 1")
         return band
     described = [squeezed(text or "") for text in dataset.descriptions]
-    found = bands_marked(marks, band) or [
-        n for n in dataset.indexes if described[n - 1] and described[n - 1] == squeezed(band)
-    ]
+    found = bands_marked(marks, band) or [n for n in dataset.indexes if described[n - 1] == squeezed(band)]
     if len(found) != 1:
         told = ", ".join(
             f"{number} {mark or text or 'unmarked'}"
@@ -141,8 +144,9 @@ def find_band(dataset: Any, marks: Sequence[str], band: int | str, what: str) ->
 
 
 def bands_marked(marks: Sequence[str], name: str) -> list[int]:
-    """The bands that go by a name."""
-    return [band for band, mark in enumerate(marks, 1) if mark and canonical(mark) == canonical(name)]
+    """The bands, from 1, that go by a name; of several, those that are called just so, if there are any."""
+    bands = [band for band, mark in enumerate(marks, 1) if mark and canonical(mark) == canonical(name)]
+    return [band for band in bands if squeezed(marks[band - 1]) == squeezed(name)] or bands
 
 
 def band_marks(dataset: Any, names: Sequence[str]) -> list[str]:

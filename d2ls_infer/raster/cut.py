@@ -43,6 +43,16 @@ class Part(NamedTuple):
         mask: np.ndarray = geometry_mask(self.polygons, out_shape=shape, transform=place, invert=True)
         return mask
 
+    def touched(self, transform: Affine, cells: tuple[int, int]) -> np.ndarray:
+        """Of as many cells, down and across, of equal size, which the polygons touch, bool."""
+        if self.polygons is None:
+            return np.ones(cells, bool)
+        down, across = self.height / cells[0], self.width / cells[1]
+        a, b, c, d, e, f = transform[:6]
+        place = Affine(a * across, b * down, c, d * across, e * down, f)
+        mask: np.ndarray = geometry_mask(self.polygons, out_shape=cells, transform=place, invert=True, all_touched=True)
+        return mask
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:

@@ -114,7 +114,8 @@ def open_dataset(path: str) -> Iterator[Any]:
             holds = f"; it holds {len(parts)} rasters, name one of them: {', '.join(parts)}" if parts else ""
             raise UsageError(f"{path} has 0 bands of its own{holds}")
         check_size(dataset)
-        check_proj()
+        if dataset.crs or dataset.gcps[0]:
+            check_proj()
         yield dataset
 
 

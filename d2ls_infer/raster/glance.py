@@ -10,7 +10,7 @@ MIDDLE_SIDE = 512
 CORNER_SIDE = 64
 """Rows and columns of the middle, and of a corner."""
 
-POINTS = 8
+POINTS = 6
 """So many rows and columns of pixels tell which share of a scene is valid."""
 
 
@@ -39,13 +39,19 @@ def unmarked_collar(scene: Scene) -> int | None:
     return None
 
 
-def valid_share(scene: Scene) -> float:
-    """About which share (0..1) of a scene is valid: of pixels that are spread evenly over it."""
+def valid_share(scene: Scene, tiles: tuple[int, int]) -> float:
+    """About which share (0..1) of a scene's tiles, down and across, has a valid pixel.
+
+    Those that polygons touch are counted; whether the pixels there are valid is told by some, spread evenly.
+    """
+    touched = scene.part.touched(scene.transform, tiles).mean()
+    if scene.is_full():
+        return float(touched)
     rows, cols = (
         ((np.arange(POINTS) + 0.5) * side / POINTS).astype(int).tolist() for side in (scene.height, scene.width)
     )
     valid = []
     for row in rows:
         inside = scene.part.inside(scene.transform, row, row + 1)[0]
-        valid += [inside[col] and scene.piece(row, col, 1, 1).valid.all() for col in cols]
-    return float(np.mean(valid))
+        valid += [scene.piece(row, col, 1, 1).valid.all() for col in cols if inside[col]]
+    return float(touched * np.mean(valid)) if valid else float(touched)

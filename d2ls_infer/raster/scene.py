@@ -262,6 +262,11 @@ class Scene:
                 valid &= np.isfinite(raw.astype(np.float32) if self.value_range is None else raw).all(axis=0)
         return valid
 
+    def is_full(self) -> bool:
+        """Whether no pixel can be invalid, but for what lies outside of polygons."""
+        unmarked = self.nodata == "none" or (self.nodata is None and not self.uses_mask() and not self.alpha_bands)
+        return unmarked and self.dtype.kind != "f"
+
     def uses_mask(self) -> bool:
         """Whether the file marks invalid pixels by anything but a band that is read as data."""
         with quietly:

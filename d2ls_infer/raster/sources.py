@@ -57,19 +57,23 @@ def expand(name: str, asset: str | None) -> Iterator[str]:
     """The rasters of one name."""
     path = local_file(name)
     if name.startswith("@") and path is None:
-        for line in listed(Path(name[1:])):
-            yield from expand(line, asset)
+        yield from of_list(Path(name[1:]), asset)
     elif is_item(name):
         yield from stac_scenes(name, asset)
     elif path is not None and path.is_dir() and not is_raster(name):
         yield from in_folder(path)
     elif path is not None and path.suffix.lower() == ".txt" and not is_raster(name):
-        for line in listed(path):
-            yield from expand(line, asset)
+        yield from of_list(path, asset)
     elif path is None and not is_remote(name) and glob.has_magic(name):
         yield from matching(name)
     else:
         yield name
+
+
+def of_list(path: Path, asset: str | None) -> Iterator[str]:
+    """The rasters of a list. What is not there is told with the scenes, and stops none of the others."""
+    for name, is_there in listed(path):
+        yield from expand(name, asset) if is_there else [name]
 
 
 def is_raster(name: str) -> bool:
@@ -102,8 +106,11 @@ def in_folder(folder: Path) -> list[str]:
     return files
 
 
-def listed(path: Path) -> Iterator[str]:
-    """The names in a list, as they stand or as seen from its folder."""
+def listed(path: Path) -> Iterator[tuple[str, bool]]:
+    """The names in a list, as they stand or as seen from its folder, and whether something is there.
+
+    Raises MissingFileError and UsageError for what is no list; so is one that names nothing that is there.
+    """
     if not path.is_file():
         raise MissingFileError(f"no such list of scenes: {path}")
     what = f"{path} is not a raster, and as a list of scenes"
@@ -121,7 +128,7 @@ def listed(path: Path) -> Iterator[str]:
     for number, place, name in found:
         if place and (file := local_file(place)) and file.suffix.lower() == ".txt" and not is_raster(place):
             raise UsageError(f"{what} its line {number} names no raster: {name}; lists do not go into lists")
-        yield place or name  # what is not there is told with the scenes, and stops none of the others
+        yield place or name, place is not None
 
 
 def place_of(name: str, folder: Path) -> str | None:

@@ -168,6 +168,17 @@ def test_a_map_that_another_run_makes_is_left_to_it(client: Any, scene: Path, tm
     assert not [path for path in many.iterdir() if path.suffix in (".lock", ".parts", ".partial", ".journal")]
 
 
+def test_a_map_that_another_run_has_made_meanwhile_is_left(client: Any, scene: Path, tmp_path: Path) -> None:
+    results = predict_many(Touchy(), [scene], tmp_path, client=client, **TILES)
+    whole = predict_raster(Touchy(), scene, tmp_path, **TILES)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    (failed,) = results
+    assert isinstance(failed, FailedScene)
+    assert isinstance(failed.error, OutputExistsError)
+    assert whole.output in before
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_a_model_that_cannot_be_sent_to_workers(client: Any, scene: Path) -> None:
     segmenter = Touchy()
     segmenter.lock = threading.Lock()  # type: ignore[attr-defined]

@@ -145,7 +145,8 @@ def test_a_name_that_no_band_or_several_go_by(
 def test_names_are_compared_without_what_people_write_differently() -> None:
     assert len({canonical(name) for name in ("NIR", "near infrared", "Near-Infrared", "near_infrared", "near IR")}) == 1
     assert len({canonical(name) for name in ("red", "R", " Red ", "rededge", "B4", "infrared")}) == 4
-    assert len({canonical(name) for name in ("blue", "Blue (490 nm)", "Blue band", "band blue", "B")}) == 1
+    assert len({canonical(name) for name in ("blue", "Blue (490 nm)", "Blue_band", "band blue", "B")}) == 1
+    assert len({canonical(name) for name in ("S1 (VV)", "S1 (VH)", "band", "(red)", "band 1", "1")}) == 6
     assert contradicts("nir", "red")
     assert contradicts("alpha", "near infrared")
     assert not contradicts("R", "red")
@@ -239,3 +240,11 @@ def test_a_file_that_ends_before_its_alpha_band_is_an_error(
             bands_of(path, RGB)
     else:
         assert bands_of(path, RGB) == [1, 2, 3]
+
+
+def test_names_that_differ_in_brackets_alone_are_told_apart(described: Callable[..., Path]) -> None:
+    for names in (("S1 (VV)", "S1 (VH)"), ("NIR (10 m)", "NIR (20 m)")):
+        assert bands_of(described(names), names) == [1, 2]
+        assert bands_of(described(names[::-1]), names) == [2, 1]
+    with pytest.raises(UsageError, match="which bands"):
+        bands_of(described(["NIR (10 m)", "NIR (20 m)"]), ("near infrared", "red"))

@@ -231,7 +231,13 @@ def test_an_area_on_a_rotated_grid(tmp_path: Path, write_raster: Write, pixels: 
     area = save_area(tmp_path / "area.geojson", [triangle])
     with Scene.open(path, bands_needed=3, cut=Cut.of(aoi=area)) as scene:
         found = scene.rows(0, scene.height).valid
-        assert valid_share(scene) == pytest.approx(found.mean(), abs=0.1)
+        cells = scene.height // 5, scene.width // 4
+        blocks = found[: cells[0] * 5, : cells[1] * 4].reshape(cells[0], 5, cells[1], 4)
+        part = scene.part._replace(height=cells[0] * 5, width=cells[1] * 4)
+        touched = part.touched(scene.transform, cells)
+        assert not (blocks.any((1, 3)) & ~touched).any()
+        assert blocks.all((1, 3)).sum() < touched.sum() < blocks.any((1, 3)).sum() + sum(cells)
+        assert valid_share(scene, cells) == pytest.approx(touched.mean(), abs=0.05)
         row, col = np.mgrid[: scene.height, : scene.width] + 0.5
         a, b, c, d, e, f = scene.transform[:6]
         x, y = a * col + b * row + c - LEFT, d * col + e * row + f - TOP

@@ -55,14 +55,29 @@ def test_a_corner_of_a_collar_that_nothing_marks(
     assert found(write_raster(path, image)) is None
 
 
-@pytest.mark.parametrize("nodata", [0, None])
+@pytest.mark.parametrize(("nodata", "share"), [(0, 0.5), (None, 1)])
 def test_the_valid_share_is_that_of_pixels_all_over(
-    tmp_path: Path, write_raster: Write, pixels: Callable[..., np.ndarray], nodata: int | None
+    tmp_path: Path, write_raster: Write, pixels: Callable[..., np.ndarray], nodata: int | None, share: float
 ) -> None:
     image = np.maximum(pixels(3, 160, 96), 1)
-    image[:, :40] = 0
+    image[:, :80] = 0
     path = write_raster(tmp_path / "scene.tif", image, nodata=nodata)
     with Scene.open(path, bands_needed=3) as scene:
-        assert valid_share(scene) == (1 if nodata is None else 0.75)
-    with Scene.open(path, bands_needed=3, cut=Cut(window=(0, 0, 96, 40))) as scene:
-        assert valid_share(scene) == (1 if nodata is None else 0)
+        assert scene.is_full() == (nodata is None)
+        assert valid_share(scene, (5, 3)) == share
+    with Scene.open(path, bands_needed=3, cut=Cut(window=(0, 0, 96, 80))) as scene:
+        assert valid_share(scene, (1, 1)) == (nodata is None)
+    with Scene.open(path, bands_needed=3, nodata="none") as scene:
+        assert scene.is_full()
+
+
+@pytest.mark.parametrize("kind", ["alpha", "mask", "float"])
+def test_a_scene_that_may_have_invalid_pixels_is_not_full(
+    tmp_path: Path, write_raster: Write, pixels: Callable[..., np.ndarray], kind: str
+) -> None:
+    image = pixels(4 if kind == "alpha" else 3, 20, 20).astype("float32" if kind == "float" else "uint8")
+    image[3:] = 255
+    mask = np.full((20, 20), 255, np.uint8) if kind == "mask" else None
+    with Scene.open(write_raster(tmp_path / "scene.tif", image, mask=mask), bands_needed=3) as scene:
+        assert not scene.is_full()
+        assert valid_share(scene, (2, 2)) == 1

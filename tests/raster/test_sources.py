@@ -113,8 +113,8 @@ def test_a_list_that_is_none(tiles: Path, content: bytes, words: list[str]) -> N
 
 
 def test_what_a_list_names_and_is_not_there_stops_nothing_else(tiles: Path) -> None:
-    (tiles / "list.txt").write_text("nowhere.tif\nb.tif\n")
-    assert find_scenes([tiles / "list.txt"]) == ["nowhere.tif", str(tiles / "b.tif")]
+    (tiles / "list.txt").write_text("nowhere.tif\nb.tif\n*.jp2\nnowhere.json\n")
+    assert find_scenes([tiles / "list.txt"]) == ["nowhere.tif", str(tiles / "b.tif"), "*.jp2", "nowhere.json"]
 
 
 def test_a_missing_list_is_missing(tmp_path: Path) -> None:
