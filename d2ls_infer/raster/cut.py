@@ -13,6 +13,7 @@ from rasterio.crs import CRS
 from rasterio.errors import CRSError
 from rasterio.features import geometry_mask
 from rasterio.warp import transform_bounds, transform_geom
+from rasterio.windows import Window
 
 from d2ls_infer.errors import UsageError
 from d2ls_infer.raster.dataset import reading
@@ -85,12 +86,13 @@ class Cut:
     @classmethod
     def of(
         cls,
-        window: Sequence[int] | str | None = None,
+        window: Sequence[int] | Window | str | None = None,
         bbox: Sequence[float] | str | None = None,
         bbox_crs: str | None = None,
         aoi: str | Path | None = None,
     ) -> Cut:
-        """From what stands on a command line. Raises UsageError for anything but four numbers."""
+        """From what stands on a command line, or rasterio's window. Raises UsageError for anything but four numbers."""
+        window = window.flatten() if isinstance(window, Window) else window
         return cls(
             window=None if window is None else four(window, int, "a window is COL,ROW,WIDTH,HEIGHT in whole pixels"),
             bbox=None if bbox is None else four(bbox, float, "a box is MINX,MINY,MAXX,MAXY"),

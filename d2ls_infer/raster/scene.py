@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from os import PathLike
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
@@ -80,6 +81,8 @@ class Scene:
         nodata: float | Literal["none"] | None = None,
         cut: Cut | None = None,
     ) -> None:
+        if not isinstance(path, str | PathLike):
+            raise UsageError(f"a scene is given by its path or address, got {type(path).__name__}")
         self.path = str(path)
         self.value_range, self.scale, self.nodata = value_range, scale, nodata
         self.clipped_values = 0

@@ -20,6 +20,7 @@ from rasterio.control import GroundControlPoint
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.rpc import RPC
 from rasterio.warp import transform, transform_bounds
+from rasterio.windows import Window
 
 from d2ls_infer.errors import MissingFileError, UsageError
 from d2ls_infer.raster import Cut, Scale, Scene, valid_share
@@ -70,6 +71,7 @@ def save_area(path: Path, *polygons: list[list[list[float]]], crs: str = UTM) ->
     ("window", "part"),
     [
         ("3,5,10,7", (5, 3, 7, 10)),
+        (Window(3, 5, 10, 7), (5, 3, 7, 10)),
         ((0, 0, WIDTH, HEIGHT), (0, 0, HEIGHT, WIDTH)),
         ("29,39,1,1", (39, 29, 1, 1)),
         ("20,30,1000,1000", (30, 20, 10, 10)),
@@ -261,6 +263,7 @@ def test_an_area_on_a_rotated_grid(tmp_path: Path, write_raster: Write, pixels: 
         ({"window": "1,2,3,x"}, ["'1,2,3,x'"]),
         ({"window": "1.5,2,3,4"}, ["whole pixels"]),
         ({"window": (1.5, 2, 3, 4)}, ["whole pixels"]),
+        ({"window": Window(1.5, 2, 3, 4)}, ["whole pixels"]),
         ({"window": "-1,0,5,5"}, ["got -1,0,5,5"]),
         ({"window": "0,0,0,5"}, ["got 0,0,0,5"]),
         ({"bbox": "1,2,3"}, ["MINX,MINY,MAXX,MAXY"]),

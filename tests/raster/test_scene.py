@@ -990,3 +990,11 @@ def test_a_database_of_coordinate_systems_that_is_not_found(
         RasterError, match=r"not known: Cannot find proj\.db; the environment's PROJ_LIB may be another"
     ):
         Scene.open(path, bands_needed=3)
+
+
+def test_a_scene_is_given_by_its_name(tmp_path: Path, write_raster: Write, pixels: Pixels) -> None:
+    with (
+        rasterio.open(write_raster(tmp_path / "scene.tif", pixels(3, 4, 4))) as opened,
+        pytest.raises(UsageError, match="given by its path or address, got DatasetReader"),
+    ):
+        Scene.open(opened, bands_needed=3)  # type: ignore[arg-type]
