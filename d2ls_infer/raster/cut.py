@@ -37,21 +37,22 @@ class Part(NamedTuple):
 
     def inside(self, transform: Affine, start: int, stop: int) -> np.ndarray:
         """(stop - start, width) bool: which pixels' centres lie in the polygons. transform: of the part."""
-        shape = stop - start, self.width
-        if self.polygons is None:
-            return np.ones(shape, bool)
-        place = moved(transform, row=start)
-        mask: np.ndarray = geometry_mask(self.polygons, out_shape=shape, transform=place, invert=True)
-        return mask
+        return self.burnt(moved(transform, row=start), (stop - start, self.width))
 
     def touched(self, transform: Affine, cells: tuple[int, int]) -> np.ndarray:
         """Of as many cells, down and across, of equal size, which the polygons touch, bool."""
-        if self.polygons is None:
-            return np.ones(cells, bool)
         down, across = self.height / cells[0], self.width / cells[1]
         a, b, c, d, e, f = transform[:6]
         place = Affine(a * across, b * down, c, d * across, e * down, f)
-        mask: np.ndarray = geometry_mask(self.polygons, out_shape=cells, transform=place, invert=True, all_touched=True)
+        return self.burnt(place, cells, all_touched=True)
+
+    def burnt(self, place: Affine, shape: tuple[int, int], *, all_touched: bool = False) -> np.ndarray:
+        """(h, w) bool of a grid at that place: which cells' centres lie in the polygons, or which cells they touch."""
+        if self.polygons is None:
+            return np.ones(shape, bool)
+        mask: np.ndarray = geometry_mask(
+            self.polygons, out_shape=shape, transform=place, invert=True, all_touched=all_touched
+        )
         return mask
 
 

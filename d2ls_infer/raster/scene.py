@@ -228,19 +228,16 @@ class Scene:
 
     def rows(self, start: int, stop: int) -> Pixels:
         """Rows `start` to `stop`, scaled. Raises RasterError that names the rows where the file cannot be read."""
-        first = self.part.row + start
-        window = Window(self.part.col, first, self.width, stop - start)
-        with reading(f"{self.path}, rows {first} to {first + stop - start - 1}", **self.settings):
-            raw = self.read_raw(window=window)
-            valid = self.read_valid(raw, window=window)
+        raw, valid = self.piece(start, 0, stop - start, self.width)
         valid &= self.part.inside(self.transform, start, stop)
         low, high, _ = self.counted_rows.indices(self.height)
         return Pixels(self.scaled(raw, valid, slice(max(0, low - start), max(0, high - start))), valid)
 
     def piece(self, row: int, col: int, height: int, width: int) -> Pixels:
         """A rectangle of the part as it is in the file, and what is valid of it, whether inside its polygons or not."""
-        window = Window(self.part.col + col, self.part.row + row, width, height)
-        with reading(self.path, **self.settings):
+        first = self.part.row + row
+        window = Window(self.part.col + col, first, width, height)
+        with reading(f"{self.path}, rows {first} to {first + height - 1}", **self.settings):
             raw = self.read_raw(window=window)
             return Pixels(raw, self.read_valid(raw, window=window))
 

@@ -313,9 +313,9 @@ def describe(
     else:
         mean, std = normalisation(pool, value_range, config.gamma)
     terms, seen = spdx_of(dataset.terms) or dataset.terms or "unknown", f"{dataset.name}, {len(pool)} images"
-    origin = f"started from the model {start.name}" if start else "backbone started from ImageNet weights"
+    origin = "backbone started from ImageNet weights"
     if start is not None:
-        former = start.description
+        former, origin = start.description, f"started from the model {start.name}"
         seen += f"; started from {start.name}, which was trained on {former.training_data}"
         if is_restricted(former.license) and former.license != terms:
             terms += f"; and as it started from {start.name}: {former.license}"
