@@ -7,6 +7,7 @@ Its logits are those of the network it is made of, up to rounding. How much each
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from d2ls_infer.nn.d2ls import D2LS, autocast, pad_to_stride
 from d2ls_infer.nn.decoder import HEADS, Attention, Decoder, InteractionBlock, PositionalEncoding, Upsampler, per_head
 from d2ls_infer.nn.dictionary import DictionaryGenerator, Modulator
 from d2ls_infer.nn.encoder import Encoder
-from d2ls_infer.nn.folded_backbone import folded_backbone
+from d2ls_infer.nn.folded_backbone import folded_backbone, pixelwise
 
 SIZES = 3
 """The sizes whose positional terms are kept: as many as the test-time augmentation has magnifications."""
@@ -24,8 +25,9 @@ SIZES = 3
 PARTS = [Encoder, DictionaryGenerator, Decoder]
 """The kinds of a network's parts, in their order."""
 
-PIECE_TOKENS, MANY_TOKENS = 2048, 1 << 15
-"""How many tokens of an image a CPU works on at once where it has that many, which no cache holds, or more."""
+PIECE_TOKENS = 2048
+"""How many tokens of an image a CPU works on at once: what is made of them is still in its cache when it is used, and
+takes memory that it just had. The system clears the pages of larger tensors first, which takes longer than the work."""
 
 
 @torch.no_grad()
@@ -145,8 +147,14 @@ class FoldedMapping(nn.Module):
 
     def forward(self, levels: list[Tensor]) -> Tensor:
         total = F.conv2d(levels[0], self.weights[0], self.bias)
+        resized = torch.empty_like(total)
         for level, weight in zip(levels[1:], self.weights[1:], strict=True):
-            total += F.interpolate(F.conv2d(level, weight), total.shape[-2:], mode="bilinear", align_corners=False)
+            mapped = F.conv2d(level, weight)
+            if at_once(total):
+                resized = F.interpolate(mapped, total.shape[-2:], mode="bilinear", align_corners=False)
+            else:  # the same, into memory that is there already
+                torch.ops.aten.upsample_bilinear2d.out(mapped, total.shape[-2:], False, out=resized)
+            total += resized
         return total
 
 
@@ -171,7 +179,7 @@ class FoldedDecoder(nn.Module):
 
     def __init__(self, decoder: Decoder, order: Tensor, dtype: torch.dtype) -> None:
         super().__init__()
-        self.position = decoder.position
+        self.dtype, self.position = dtype, decoder.position
         # The scores of the first attention, of features that no norm has been over yet, are in the hundreds, where a
         # bfloat16 is off by 2 and the softmax by much more. Rounded, they turn more labels than all that follows.
         first = [torch.float32] + [dtype] * len(decoder.blocks)
@@ -193,22 +201,21 @@ class FoldedDecoder(nn.Module):
     def interact(self, dictionary: Tensor, features: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Image tokens (B, h*w, C'), and the class embeddings after each step, L + 2 of (B, N, C')."""
         positions = iter(self.positions_of(*features.shape[-2:]))
-        image = image_tokens(features)
+        image = ImageTokens(features, self.dtype)
         tokens = [dictionary]
         for block in self.blocks:
-            latest, image = block(tokens[-1], image, dictionary, next(positions), next(positions))
-            tokens.append(latest)
+            tokens.append(block(tokens[-1], image, dictionary, next(positions), next(positions)))
         update = self.final_attention(tokens[-1] + dictionary, image, next(positions))
-        return image, [*tokens, self.final_norm(tokens[-1] + update)]
+        return image.exact, [*tokens, self.final_norm(tokens[-1] + update)]
 
     def classify(self, embeddings: Tensor, features: Tensor) -> Tensor:
         """Logits by given class embeddings (L + 2, N, C')."""
         dictionary, *tokens, last = embeddings[:, None].expand(-1, len(features), -1, -1)
-        image = image_tokens(features)
+        image = ImageTokens(features, self.dtype)
         for block, latest in zip(self.blocks, tokens, strict=True):
             assert isinstance(block, FoldedBlock)
-            image = block.answer(image, latest, dictionary, None)
-        logits: Tensor = self.upsampler(image, self.dictionary_head(last), *features.shape[-2:])
+            block.answer(image, latest, dictionary, None)
+        logits: Tensor = self.upsampler(image.exact, self.dictionary_head(last), *features.shape[-2:])
         return logits
 
     def positions_of(self, height: int, width: int) -> list[Tensor]:
@@ -227,8 +234,28 @@ class FoldedDecoder(nn.Module):
         return found
 
 
+class ImageTokens:
+    """(B, C', h, w) float32 -> the image's tokens (B, h*w, C'): as they add up, `exact`, and `rounded` to a type.
+
+    In float32 both are one. What each stage makes of them takes their place.
+    """
+
+    def __init__(self, features: Tensor, dtype: torch.dtype) -> None:
+        self.exact = features.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
+        self.rounded = self.exact.to(dtype)
+
+    def replace(self, image: slice, tokens: slice, new: Tensor) -> None:
+        """new (B, M, C') float32: for some images some tokens."""
+        if new.shape == self.exact.shape:
+            self.exact, self.rounded = new, new.to(self.rounded.dtype)
+            return
+        self.exact[image, tokens] = new
+        if self.rounded is not self.exact:
+            self.rounded[image, tokens] = new
+
+
 class FoldedBlock(nn.Module):
-    """One stage: D queries E, then E queries D. Shapes as in `InteractionBlock`; `image` is overwritten.
+    """One stage: D queries E, then E queries D. Shapes as in `InteractionBlock`; `image` changes, new tokens come back.
 
     dtype: of the products of the image's queries; tokens_dtype: of the tokens'.
     """
@@ -243,37 +270,50 @@ class FoldedBlock(nn.Module):
         self.norm_image.bias.copy_(self.norm_image.bias[order])
 
     def forward(
-        self, tokens: Tensor, image: Tensor, token_position: Tensor, of_tokens: Tensor, of_image: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self, tokens: Tensor, image: ImageTokens, token_position: Tensor, of_tokens: Tensor, of_image: Tensor
+    ) -> Tensor:
         update = self.dictionary_queries_image(tokens + token_position, image, of_tokens)
-        tokens = self.norm_dictionary(tokens + update)
-        return tokens, self.answer(image, tokens, token_position, of_image)
+        answered: Tensor = self.norm_dictionary(tokens + update)
+        self.answer(image, answered, token_position, of_image)
+        return answered
 
-    def answer(self, image: Tensor, tokens: Tensor, token_position: Tensor, of_image: Tensor | None) -> Tensor:
-        """The second half alone: the new image. of_image: None for pixels that lie nowhere."""
+    def answer(self, image: ImageTokens, tokens: Tensor, token_position: Tensor, of_image: Tensor | None) -> None:
+        """The second half alone. of_image: None for pixels that lie nowhere."""
         attention = self.image_queries_dictionary
         asked = attention.asked(tokens + token_position, tokens)
         of_image = attention.nowhere if of_image is None else of_image
-        for start, stop in pieces(image):
-            piece = image[:, start:stop]
-            piece += attention(piece, asked, of_image[..., start:stop] if of_image.shape[-1] > 1 else of_image)
-            normed: Tensor = self.norm_image(piece)
-            if len(normed[0]) == len(image[0]):
-                return normed
-            piece.copy_(normed)
-        return image
+        for images, some in pieces(image.exact):
+            place = of_image[..., some] if of_image.shape[-1] > 1 else of_image
+            update = attention(piece(image.rounded, images, some), [each[images] for each in asked], place)
+            image.replace(images, some, self.norm_image(piece(image.exact, images, some) + update))
 
 
-def pieces(image: Tensor, width: int = 1) -> list[tuple[int, int]]:
-    """Where a CPU cuts an image's tokens (B, M, C'): each piece's first and the next one's, multiples of `width`."""
-    count = image.shape[1]
-    at_once = image.device.type != "cpu" or count < MANY_TOKENS or torch.compiler.is_compiling()
-    step = count if at_once else max(1, PIECE_TOKENS // width) * width
-    return [(start, min(start + step, count)) for start in range(0, count, step)]
+def at_once(tensor: Tensor) -> bool:
+    """Whether something is done in one piece: GPUs and compilers have their own ways with a cache."""
+    return tensor.device.type != "cpu" or torch.compiler.is_compiling()
+
+
+def pieces(image: Tensor, width: int = 1) -> list[tuple[slice, slice]]:
+    """How a CPU cuts tokens (B, M, C'): the images and the tokens of each piece, in whole rows of `width`."""
+    batch, count = image.shape[:2]
+    step = max(1, PIECE_TOKENS // width) * width
+    if at_once(image):
+        return [(slice(0, batch), slice(0, count))]
+    return [
+        (slice(index, index + 1), slice(start, min(start + step, count)))
+        for index in range(batch)
+        for start in range(0, count, step)
+    ]
+
+
+def piece(tokens: Tensor, images: slice, some: slice) -> Tensor:
+    """Of tokens (B, M, C') those of some images. Of a single one as if there were no others: products copy it else."""
+    chosen = tokens[images, some]
+    return chosen[0][None] if len(chosen) == 1 else chosen
 
 
 class TokensQueryImage(nn.Module):
-    """`Attention.tokens_query_image`: query (B, N, C'), image (B, M, C'), both float32 -> (B, N, C') float32.
+    """`Attention.tokens_query_image`: query (B, N, C') float32, the image's tokens -> (B, N, C') float32.
 
     Whatever adds the same to the scores of all pixels changes no softmax: the keys have no bias. The weights of the
     pixels sum to 1: the values' bias is the output's.
@@ -293,24 +333,24 @@ class TokensQueryImage(nn.Module):
         """What the places of M = h*w pixels are to each head, (heads, d, M) in `dtype`."""
         return position.projected(self.key, height, width).to(self.dtype)
 
-    def forward(self, query: Tensor, image: Tensor, position: Tensor) -> Tensor:
-        image = image.to(self.dtype)
+    def forward(self, query: Tensor, image: ImageTokens, position: Tensor) -> Tensor:
+        asked = image.exact if self.dtype == torch.float32 else image.rounded
         tokens = per_head(self.query(query), axis=2)  # (B, N, heads, d)
         probes = probes_of(tokens, self.probe).to(self.dtype)
-        found = scores(tokens.to(self.dtype), probes, image, position)  # (B, heads*N, M)
+        found = scores(tokens.to(self.dtype), probes, asked, position)  # (B, heads*N, M)
         if torch.compiler.is_exporting():
             # OpenVINO takes a softmax between two products for an attention with many queries: 2.5 times the time.
             weights = (found - found.amax(-1, keepdim=True)).exp()
-            mixed = torch.bmm(weights, image).float() / weights.float().sum(-1, keepdim=True)
+            mixed = torch.bmm(weights, asked).float() / weights.float().sum(-1, keepdim=True)
         else:
-            mixed = torch.bmm(found.softmax(-1), image).float()
+            mixed = torch.bmm(found.softmax(-1).to(image.rounded.dtype), image.rounded).float()
         mixed = per_head(mixed, axis=1)  # (B, heads, N, C')
         update: Tensor = self.out(torch.einsum("bhnc,hdc->bnhd", mixed, self.value).flatten(2))
         return update
 
 
 class ImageQueriesTokens(nn.Module):
-    """`Attention.image_queries_tokens` without the sum: image (B, M, C'), tokens (B, N, C') -> (B, M, C')."""
+    """`Attention.image_queries_tokens` without the sum: image (B, M, C') in `dtype`, what it asks -> (B, M, C')."""
 
     def __init__(self, attention: Attention, order: Tensor, dtype: torch.dtype) -> None:
         super().__init__()
@@ -335,9 +375,9 @@ class ImageQueriesTokens(nn.Module):
         values = torch.einsum("bnhd,hdc->bhnc", per_head(self.value(value), axis=2), self.out) + self.bias
         return keys.to(self.dtype), probes_of(keys, self.probe).to(self.dtype), values.flatten(1, 2).to(self.dtype)
 
-    def forward(self, image: Tensor, asked: tuple[Tensor, Tensor, Tensor], position: Tensor) -> Tensor:
+    def forward(self, image: Tensor, asked: Sequence[Tensor], position: Tensor) -> Tensor:
         keys, probes, values = asked
-        found = scores(keys, probes, image.to(self.dtype), position)
+        found = scores(keys, probes, image, position)
         weights = per_head(found, axis=1).softmax(-2).flatten(1, 2)  # (B, heads*N, M)
         return torch.bmm(weights.transpose(1, 2), values)
 
@@ -356,7 +396,14 @@ def scores(tokens: Tensor, probes: Tensor, image: Tensor, position: Tensor) -> T
     position: (heads, d, M), or (heads, d, 1) where all pixels are at one place.
     """
     placed = torch.einsum("bnhd,hdm->bhnm", tokens, position).flatten(1, 2)
-    return torch.baddbmm(placed, probes, image.transpose(1, 2))
+    if image.dtype != torch.float32 or at_once(image):
+        return torch.baddbmm(placed, probes, image.transpose(1, 2))
+    placed = placed.expand(*probes.shape[:2], image.shape[1])
+    found = torch.empty_like(placed, memory_format=torch.contiguous_format)
+    for images, some in pieces(image):
+        product = pixelwise(piece(image, images, some)[0], probes[images][0])
+        torch.add(placed[images, :, some], product.T, out=found[images, :, some])
+    return found
 
 
 class FoldedUpsampler(nn.Module):
@@ -379,10 +426,10 @@ class FoldedUpsampler(nn.Module):
             planes = planes.view(len(x), 2, 2, 2, 2, -1, height, width).permute(0, 5, 1, 3, 2, 4, 6, 7)
             return F.pixel_shuffle(planes.flatten(1, 5), 4)
         logits = image.new_empty(*classes.shape[:2], height, 4, width, 4)
-        for start, stop in pieces(image, width):
-            rows = logits[:, :, start // width : stop // width]
-            for first, part in enumerate(self.shuffled(image[:, start:stop]).unbind(2)):
-                planes = torch.bmm(spread, part.transpose(1, 2)).view(len(part), 4, -1, *rows.shape[2:5:2])
+        for images, some in pieces(image, width):
+            rows = logits[images, :, some.start // width : some.stop // width]
+            for first, part in enumerate(self.shuffled(piece(image, images, some)).unbind(2)):
+                planes = torch.bmm(spread[images], part.transpose(1, 2)).view(len(part), 4, -1, *rows.shape[2:5:2])
                 # Plane by plane: one copy of all would run along sides of 2 pixels, and takes 16 times as long.
                 for second, plane in enumerate(planes.unbind(1)):
                     rows[..., first // 2 * 2 + second // 2, :, first % 2 * 2 + second % 2] = plane
@@ -391,11 +438,6 @@ class FoldedUpsampler(nn.Module):
     def shuffled(self, image: Tensor) -> Tensor:
         """(B, M, C') -> (B, M, 4, C'/4): the four parts of each token, as the classes are multiplied with them."""
         return F.gelu(F.gelu(self.norm(torch.unflatten(image, -1, (4, -1)))))
-
-
-def image_tokens(features: Tensor) -> Tensor:
-    """(B, C', h, w) -> (B, h*w, C')."""
-    return features.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
 
 
 def scaled(layer: nn.Linear, scale: float) -> nn.Linear:

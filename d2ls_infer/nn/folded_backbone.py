@@ -7,16 +7,17 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from d2ls_infer.nn.lite import EfficientNetLite
 
 if TYPE_CHECKING:
-    from timm.layers.mlp import Mlp
+    from timm.models.convnext import ConvNeXtBlock
 
-PIECE_BYTES = 8 << 20
-"""How much of an MLP's widest tensor a CPU works on at once; more falls out of its cache."""
+PIECE_VALUES = 2 << 20
+"""How much of a block's widest tensor a CPU works on at once; more falls out of its cache."""
 
 
 def folded_backbone(backbone: nn.Module, in_channels: int, dtype: torch.dtype | None) -> nn.Module:
@@ -25,7 +26,7 @@ def folded_backbone(backbone: nn.Module, in_channels: int, dtype: torch.dtype | 
     if isinstance(backbone, EfficientNetLite):
         backbone.turn()
     else:
-        fold_mlps(backbone)
+        fold_blocks(backbone)
     if dtype is not None:
         for module in backbone.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
@@ -33,40 +34,55 @@ def folded_backbone(backbone: nn.Module, in_channels: int, dtype: torch.dtype | 
     return backbone
 
 
-def fold_mlps(backbone: nn.Module) -> None:
-    """The layer scales of ConvNeXt go into the layer before, and its MLPs run piece by piece."""
+def fold_blocks(backbone: nn.Module) -> None:
+    """The layer scales of ConvNeXt go into the layer before, and its blocks run piece by piece."""
     from timm.layers.mlp import Mlp
     from timm.models.convnext import ConvNeXtBlock
 
-    for block in backbone.modules():
+    for name, block in list(backbone.named_modules()):
         if isinstance(block, ConvNeXtBlock) and type(block.mlp) is Mlp and not block.use_conv_mlp:
-            if block.gamma is not None:
-                block.mlp.fc2.get_parameter("weight").mul_(block.gamma[:, None])
-                block.mlp.fc2.get_parameter("bias").mul_(block.gamma)
-                block.gamma = None
-            block.mlp = PiecewiseMlp(block.mlp)  # type: ignore[assignment]
+            backbone.set_submodule(name, PiecewiseBlock(block))
 
 
-class PiecewiseMlp(nn.Module):
-    """(B, h, w, C) -> the same in float32, for the sum over the blocks: an MLP over a few thousand pixels at a time."""
+class PiecewiseBlock(nn.Module):
+    """A ConvNeXt block: (B, C, h, w) -> the same in float32, which is what blocks add up to.
 
-    def __init__(self, mlp: Mlp) -> None:
+    On a CPU all but the depth-wise convolution is done for a few thousand pixels at a time, which stay in its cache.
+    """
+
+    def __init__(self, block: ConvNeXtBlock) -> None:
         super().__init__()
-        self.fc1, self.act, self.fc2 = mlp.fc1, mlp.act, mlp.fc2
+        self.conv_dw, self.norm, self.shortcut = block.conv_dw, block.norm, block.shortcut
+        self.fc1, self.act, self.fc2 = block.mlp.fc1, block.mlp.act, block.mlp.fc2
+        if block.gamma is not None:
+            self.fc2.get_parameter("weight").mul_(block.gamma[:, None])
+            self.fc2.get_parameter("bias").mul_(block.gamma)
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_exporting():  # runtimes have their own ways with a cache
-            whole: Tensor = self.fc2(self.act(self.fc1(x))).float()
-            return whole
-        rows = x.flatten(0, 2)
-        size = len(rows)
-        if x.device.type == "cpu":
-            bias = self.fc1.get_parameter("bias")  # as wide as the widest tensor, and of its type
-            size = max(1, PIECE_BYTES // bias.nbytes)
-        out = torch.empty(rows.shape, device=x.device)
-        for piece, target in zip(torch.split(rows, size), torch.split(out, size), strict=True):
-            target.copy_(self.fc2(self.act(self.fc1(piece))))
-        return out.view(x.shape)
+        pixels, beside = (each.permute(0, 2, 3, 1) for each in (self.conv_dw(x), self.shortcut(x)))
+        if x.device.type != "cpu" or torch.compiler.is_exporting():  # runtimes have their own ways with a cache
+            whole: Tensor = beside + self.fc2(self.act(self.fc1(self.norm(pixels)))).float()
+            return whole.permute(0, 3, 1, 2)
+        out = torch.empty(pixels.shape)
+        layers = [[layer.get_parameter(name) for name in ("weight", "bias")] for layer in (self.fc1, self.fc2)]
+        size = max(1, PIECE_VALUES // len(layers[0][1]))  # the first bias is as wide as the widest tensor
+        parts = (torch.split(rows.flatten(0, 2), size) for rows in (pixels, beside, out))
+        for piece, added_to, target in zip(*parts, strict=True):
+            wide = self.act(pixelwise(self.norm(piece), *layers[0]))
+            torch.add(added_to, pixelwise(wide, *layers[1]), out=target)
+        return out.permute(0, 3, 1, 2)
+
+
+def pixelwise(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A linear layer over rows (P, C), as `F.linear`, on a CPU.
+
+    In float32 as a convolution: for that torch has oneDNN, for linear layers MKL, which leaves half of the registers
+    of some processors unused.
+    """
+    if weight.dtype != torch.float32:
+        return F.linear(rows, weight, bias)
+    image = rows[None, None].permute(0, 3, 1, 2)  # (1, C, 1, P), channels last
+    return F.conv2d(image, weight[..., None, None], bias).permute(0, 2, 3, 1)[0, 0]
 
 
 def with_folded_norms(backbone: nn.Module, in_channels: int) -> nn.Module:

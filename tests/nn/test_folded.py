@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2ls_infer.nn import D2LS, FoldedD2LS, fold, inference_form
 from d2ls_infer.nn.folded import SIZES, Unfolded, pieces
-from d2ls_infer.nn.folded_backbone import PiecewiseMlp
+from d2ls_infer.nn.folded_backbone import PiecewiseBlock
 
 MakeNetwork = Callable[..., D2LS]
 Liven = Callable[..., D2LS]
@@ -68,7 +68,7 @@ def test_folded_logits_are_the_networks_at_the_width_of_the_paper(
     network = liven(make_network(backbone=CONVNEXT, embed_dim=256, stages=3, reduction=3, in_channels=4))
     pixels = random_pixels(1, 4, 64, 64)
     folded = fold(network)
-    assert sum(isinstance(module, PiecewiseMlp) for module in folded.modules()) == 18
+    assert sum(isinstance(module, PiecewiseBlock) for module in folded.modules()) == 18
     assert_close(folded(pixels), network(pixels))
 
 
@@ -182,10 +182,14 @@ def test_an_image_in_pieces_gives_the_logits_of_the_whole(
     folded, pixels = fold(liven(make_network())), random_pixels(2, 3, height, width)
     expected, given = folded(pixels), folded.embeddings(pixels).mean(0)
     answered = folded(pixels, given)
-    monkeypatch.setattr("d2ls_infer.nn.folded.MANY_TOKENS", 1)
     monkeypatch.setattr("d2ls_infer.nn.folded.PIECE_TOKENS", tokens)
-    cuts = pieces(torch.empty(1, 200, 4), 10)
-    assert [start for start, _ in cuts] == [stop - min(200, max(10, tokens // 10 * 10)) for _, stop in cuts]
+    cuts = pieces(torch.empty(2, 200, 4), 10)
+    side = max(10, tokens // 10 * 10)
+    assert cuts == [
+        (slice(image, image + 1), slice(start, min(200, start + side)))
+        for image in (0, 1)
+        for start in range(0, 200, side)
+    ]
     assert_close(folded(pixels), expected)
     assert_close(folded(pixels, given), answered)
 

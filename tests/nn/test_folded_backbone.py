@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from timm.layers.mlp import Mlp
+from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
 from d2ls_infer.nn.encoder import create_backbone
-from d2ls_infer.nn.folded_backbone import PiecewiseMlp, with_folded_norms
+from d2ls_infer.nn.folded_backbone import PiecewiseBlock, pixelwise, with_folded_norms
 
 Liven = Callable[[nn.Module], nn.Module]
 RandomPixels = Callable[..., Tensor]
@@ -51,9 +51,24 @@ def test_a_convolution_that_others_read_too_is_left_alone(random_pixels: RandomP
 
 
 @torch.no_grad()
-def test_mlp_by_pieces_is_the_mlp(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    mlp, x = Mlp(8, 32), torch.randn(2, 5, 7, 8)
-    for limit in (1, 4 * 4 * 32, 1 << 30):  # pieces of one pixel, of four, of all
-        monkeypatch.setattr("d2ls_infer.nn.folded_backbone.PIECE_BYTES", limit)
-        torch.testing.assert_close(PiecewiseMlp(mlp)(x), mlp(x), rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("values", [1, 4 * 32, 1 << 30])  # pieces of one pixel, of four, of all
+@pytest.mark.parametrize("widths", [(8, 8), (4, 8)])  # the second has a shortcut of its own
+def test_block_by_pieces_is_the_block(
+    random_pixels: RandomPixels, monkeypatch: pytest.MonkeyPatch, values: int, widths: tuple[int, int]
+) -> None:
+    block = ConvNeXtBlock(*widths, ls_init_value=0.5).eval()
+    x = random_pixels(2, widths[0], 5, 7)
+    expected = block(x)
+    monkeypatch.setattr("d2ls_infer.nn.folded_backbone.PIECE_VALUES", values)
+    torch.testing.assert_close(PiecewiseBlock(block)(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_pixelwise_is_a_linear_layer(bias: bool, dtype: torch.dtype, tolerance: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows, weight, offset = (torch.randn(*shape, generator=generator) for shape in ((7, 12), (5, 12), (5,)))
+    expected = rows @ weight.T + (offset if bias else 0)
+    found = pixelwise(rows.to(dtype), weight.to(dtype), offset.to(dtype) if bias else None)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), expected, rtol=tolerance, atol=10 * tolerance)
