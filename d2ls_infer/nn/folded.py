@@ -17,7 +17,7 @@ from d2ls_infer.nn.d2ls import D2LS, autocast, pad_to_stride
 from d2ls_infer.nn.decoder import HEADS, Attention, Decoder, InteractionBlock, PositionalEncoding, Upsampler, per_head
 from d2ls_infer.nn.dictionary import DictionaryGenerator, Modulator
 from d2ls_infer.nn.encoder import Encoder
-from d2ls_infer.nn.folded_backbone import folded_backbone, pixelwise
+from d2ls_infer.nn.folded_backbone import at_once, convolved_pixels, folded_backbone, pixelwise
 
 SIZES = 3
 """The sizes whose positional terms are kept: as many as the test-time augmentation has magnifications."""
@@ -146,10 +146,10 @@ class FoldedMapping(nn.Module):
         self.bias = nn.Parameter(torch.stack(biases).sum(0)[order])
 
     def forward(self, levels: list[Tensor]) -> Tensor:
-        total = F.conv2d(levels[0], self.weights[0], self.bias)
+        total = convolved_pixels(levels[0], self.weights[0], self.bias)
         resized = torch.empty_like(total)
         for level, weight in zip(levels[1:], self.weights[1:], strict=True):
-            mapped = F.conv2d(level, weight)
+            mapped = convolved_pixels(level, weight)
             if at_once(total):
                 resized = F.interpolate(mapped, total.shape[-2:], mode="bilinear", align_corners=False)
             else:  # the same, into memory that is there already
@@ -288,11 +288,6 @@ class FoldedBlock(nn.Module):
             image.replace(images, some, self.norm_image(piece(image.exact, images, some) + update))
 
 
-def at_once(tensor: Tensor) -> bool:
-    """Whether something is done in one piece: GPUs and compilers have their own ways with a cache."""
-    return tensor.device.type != "cpu" or torch.compiler.is_compiling()
-
-
 def pieces(image: Tensor, width: int = 1) -> list[tuple[slice, slice]]:
     """How a CPU cuts tokens (B, M, C'): the images and the tokens of each piece, in whole rows of `width`."""
     batch, count = image.shape[:2]
@@ -379,7 +374,9 @@ class ImageQueriesTokens(nn.Module):
         keys, probes, values = asked
         found = scores(keys, probes, image, position)
         weights = per_head(found, axis=1).softmax(-2).flatten(1, 2)  # (B, heads*N, M)
-        return torch.bmm(weights.transpose(1, 2), values)
+        if weights.dtype != torch.float32 or at_once(weights):
+            return torch.bmm(weights.transpose(1, 2), values)
+        return pixelwise(weights[0].T.contiguous(), values[0].T)[None]  # on a CPU images come one by one
 
 
 def probes_of(tokens: Tensor, probe: Tensor) -> Tensor:
@@ -402,7 +399,7 @@ def scores(tokens: Tensor, probes: Tensor, image: Tensor, position: Tensor) -> T
     found = torch.empty_like(placed, memory_format=torch.contiguous_format)
     for images, some in pieces(image):
         product = pixelwise(piece(image, images, some)[0], probes[images][0])
-        torch.add(placed[images, :, some], product.T, out=found[images, :, some])
+        torch.add(placed[images, :, some], product.T.contiguous(), out=found[images, :, some])
     return found
 
 

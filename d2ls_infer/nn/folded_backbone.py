@@ -25,6 +25,9 @@ def folded_backbone(backbone: nn.Module, in_channels: int, dtype: torch.dtype | 
     backbone = with_folded_norms(backbone, in_channels)
     if isinstance(backbone, EfficientNetLite):
         backbone.turn()
+        for name, layer in list(backbone.named_modules()):
+            if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
+                backbone.set_submodule(name, PixelwiseConvolution(layer))
     else:
         fold_blocks(backbone)
     if dtype is not None:
@@ -60,7 +63,7 @@ class PiecewiseBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pixels, beside = (each.permute(0, 2, 3, 1) for each in (self.conv_dw(x), self.shortcut(x)))
-        if x.device.type != "cpu" or torch.compiler.is_exporting():  # runtimes have their own ways with a cache
+        if at_once(x):
             whole: Tensor = beside + self.fc2(self.act(self.fc1(self.norm(pixels)))).float()
             return whole.permute(0, 3, 1, 2)
         out = torch.empty(pixels.shape)
@@ -73,16 +76,41 @@ class PiecewiseBlock(nn.Module):
         return out.permute(0, 3, 1, 2)
 
 
+class PixelwiseConvolution(nn.Module):
+    """(B, C, H, W) -> (B, K, H, W): a convolution of 1 x 1 by `pixelwise`."""
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return convolved_pixels(x, self.weight, self.bias)
+
+
+def convolved_pixels(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(B, C, H, W) float32, weight (K, C, 1, 1) -> (B, K, H, W), channels last on a CPU."""
+    if at_once(x):
+        return F.conv2d(x, weight, bias)
+    pixels = x.permute(0, 2, 3, 1)
+    found = pixelwise(pixels.flatten(0, 2), weight.flatten(1), bias)
+    return found.view(*pixels.shape[:3], -1).permute(0, 3, 1, 2)
+
+
+def at_once(tensor: Tensor) -> bool:
+    """Whether something is done in one piece: GPUs, compilers and other runtimes have their own ways with a cache."""
+    return tensor.device.type != "cpu" or torch.compiler.is_compiling()
+
+
 def pixelwise(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """A linear layer over rows (P, C), as `F.linear`, on a CPU.
 
     In float32 as a convolution: for that torch has oneDNN, for linear layers MKL, which leaves half of the registers
-    of some processors unused.
+    of some processors unused. On a single thread it has MKL for both, unless there are 16 images.
     """
     if weight.dtype != torch.float32:
         return F.linear(rows, weight, bias)
-    image = rows[None, None].permute(0, 3, 1, 2)  # (1, C, 1, P), channels last
-    return F.conv2d(image, weight[..., None, None], bias).permute(0, 2, 3, 1)[0, 0]
+    images = torch.unflatten(rows, 0, (1 if len(rows) % 16 else 16, 1, -1)).permute(0, 3, 1, 2)  # channels last
+    return F.conv2d(images, weight[..., None, None], bias).permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def with_folded_norms(backbone: nn.Module, in_channels: int) -> nn.Module:
