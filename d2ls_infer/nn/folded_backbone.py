@@ -43,7 +43,9 @@ def fold_blocks(backbone: nn.Module) -> None:
     from timm.models.convnext import ConvNeXtBlock
 
     for name, block in list(backbone.named_modules()):
-        if isinstance(block, ConvNeXtBlock) and type(block.mlp) is Mlp and not block.use_conv_mlp:
+        if not isinstance(block, ConvNeXtBlock) or type(block.mlp) is not Mlp or block.use_conv_mlp:
+            continue
+        if isinstance(block.shortcut, nn.Identity):  # as in every model that timm has
             backbone.set_submodule(name, PiecewiseBlock(block))
 
 
@@ -55,24 +57,29 @@ class PiecewiseBlock(nn.Module):
 
     def __init__(self, block: ConvNeXtBlock) -> None:
         super().__init__()
-        self.conv_dw, self.norm, self.shortcut = block.conv_dw, block.norm, block.shortcut
+        self.conv_dw, self.norm = block.conv_dw, block.norm
         self.fc1, self.act, self.fc2 = block.mlp.fc1, block.mlp.act, block.mlp.fc2
         if block.gamma is not None:
             self.fc2.get_parameter("weight").mul_(block.gamma[:, None])
             self.fc2.get_parameter("bias").mul_(block.gamma)
 
     def forward(self, x: Tensor) -> Tensor:
-        pixels, beside = (each.permute(0, 2, 3, 1) for each in (self.conv_dw(x), self.shortcut(x)))
         if at_once(x):
-            whole: Tensor = beside + self.fc2(self.act(self.fc1(self.norm(pixels)))).float()
-            return whole.permute(0, 3, 1, 2)
-        out = torch.empty(pixels.shape)
+            pixels = self.conv_dw(x).permute(0, 2, 3, 1)
+            whole: Tensor = x + self.fc2(self.act(self.fc1(self.norm(pixels)))).float().permute(0, 3, 1, 2)
+            return whole
+        with torch.autocast("cpu", enabled=False):  # it would run the norm in float32, between two copies
+            return self.by_pieces(x)
+
+    def by_pieces(self, x: Tensor) -> Tensor:
         layers = [[layer.get_parameter(name) for name in ("weight", "bias")] for layer in (self.fc1, self.fc2)]
+        pixels = self.conv_dw(x.to(layers[0][0].dtype)).permute(0, 2, 3, 1)
+        out = torch.empty(pixels.shape)
         size = max(1, PIECE_VALUES // len(layers[0][1]))  # the first bias is as wide as the widest tensor
-        parts = (torch.split(rows.flatten(0, 2), size) for rows in (pixels, beside, out))
-        for piece, added_to, target in zip(*parts, strict=True):
+        parts = (torch.split(rows.flatten(0, 2), size) for rows in (pixels, x.permute(0, 2, 3, 1), out))
+        for piece, before, target in zip(*parts, strict=True):
             wide = self.act(pixelwise(self.norm(piece), *layers[0]))
-            torch.add(added_to, pixelwise(wide, *layers[1]), out=target)
+            torch.add(before, pixelwise(wide, *layers[1]), out=target)
         return out.permute(0, 3, 1, 2)
 
 
