@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from d2ls_infer.job import PredictResult
     from d2ls_infer.load import load_model
     from d2ls_infer.nn import D2LS
+    from d2ls_infer.options import PredictOptions
     from d2ls_infer.outputs import ClassArea
     from d2ls_infer.segmenter import D2LSSegmenter, Segmenter
 
@@ -29,6 +30,7 @@ __all__ = [
     "ClassArea",
     "D2LSSegmenter",
     "FailedScene",
+    "PredictOptions",
     "PredictResult",
     "Segmenter",
     "__version__",
@@ -44,6 +46,7 @@ HOMES = {
     "ClassArea": "outputs",
     "D2LSSegmenter": "segmenter",
     "FailedScene": "batch",
+    "PredictOptions": "options",
     "PredictResult": "job",
     "Segmenter": "segmenter",
     "load_model": "load",

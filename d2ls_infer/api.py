@@ -54,8 +54,9 @@ def predict_many(
     client: Client | None = None,
     **options: Any,
 ) -> Iterator[PredictResult | FailedScene]:
-    """Map each of the scenes, see `d2ls_infer.batch.predict_many`; what is wrong with one is given in its place.
+    """Map each of the scenes, see `d2ls_infer.batch.predict_many`; gives a result for each, or what is wrong with it.
 
+    The latter come first, of all that can be told before the first is mapped: see `.source` for which it is.
     options: overwrite, resume, and the fields of `d2ls_infer.options.PredictOptions`. client: of a Dask cluster, whose
     workers do it, see `d2ls_infer.cluster.map_scenes`; results come as they are ready.
     """
@@ -69,7 +70,12 @@ def predict_many(
 
 
 def predict_dataarray(model: Segmenter | str | Path, array: DataArray, **options: Any) -> DataArray | Dataset:
-    """Map a georeferenced DataArray lazily, see `d2ls_infer.cluster.dataarray.predict_dataarray`."""
+    """Map a georeferenced DataArray (bands, rows, columns) lazily, by Dask.
+
+    options: tile_size, overlap, blend, dictionary, batch_size as those of `predict_raster`; confidence, chunk_rows,
+    device, precision and smooth, see `d2ls_infer.cluster.dataarray.predict_dataarray`, also for nodata and for what is
+    raised. Values are taken on the model's range (0 to 255 of most); bring others to it beforehand.
+    """
     from d2ls_infer.cluster import dataarray
 
     return dataarray.predict_dataarray(model, array, **options)

@@ -47,7 +47,7 @@ def predict_many(
     follow: Follow = lambda name: nullcontext(),
     **options: Any,
 ) -> Iterator[PredictResult | FailedScene]:
-    """Map each of the scenes, see `predict_raster`; what is wrong with one is given in its place.
+    """Map each of the scenes, see `predict_raster`; gives a result for each, or what is wrong with it.
 
     All are looked at first: those that cannot be mapped come before the first is mapped. Raises UsageError for what is
     wrong with all of them: options that make no sense, several scenes for one output.

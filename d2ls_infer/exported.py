@@ -114,15 +114,15 @@ def export_model(
     program = exported(Whole(segmenter).eval(), torch.zeros(1, len(segmenter.bands), tile_size, tile_size))
     metadata = metadata_of(segmenter, tile_size, int8=int8)
     # Finished in a folder beside it: what has its name is whole.
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.resolve().parent) as folder:
-        made = Path(folder) / output.name
-        try:
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.resolve().parent) as folder:
+            made = Path(folder) / output.name
             run = WRITERS[file_format](program, made, metadata, calibrate if int8 else ())
             agreement = compare(run, exact, tiles, LEAST_SAME_INT8 if int8 else LEAST_SAME) if tiles else None
             for file in sorted(made.parent.iterdir()):  # the .bin before the .xml
                 file.replace(output.with_name(file.name))
-        except OSError as error:
-            raise D2LSError(f"{output} cannot be written: {error}") from error
+    except OSError as error:
+        raise D2LSError(f"{output} cannot be written: {error}") from error
     return agreement
 
 

@@ -59,11 +59,11 @@ class PredictOptions(OutputOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.tile_size is not None:
-            object.__setattr__(self, "tile_size", operator.index(self.tile_size))
         if self.batch_size is not None:
             object.__setattr__(self, "batch_size", parse_batch_size(self.batch_size))
         self.grid(1, 1, None)
+        if self.tile_size is not None:
+            object.__setattr__(self, "tile_size", operator.index(self.tile_size))
         if self.blend not in WINDOWS:
             raise UsageError(f"unknown blending window {self.blend!r}; known are {', '.join(WINDOWS)}")
         parse_dictionary(self.dictionary)
@@ -72,10 +72,10 @@ class PredictOptions(OutputOptions):
         elif self.bands is not None:
             bands = (band if isinstance(band, str) else operator.index(band) for band in self.bands)
             object.__setattr__(self, "bands", tuple(bands))
-        if isinstance(self.scale, str):
-            object.__setattr__(self, "scale", parse_scale(self.scale))
-        elif isinstance(self.scale, tuple | list):
+        if isinstance(self.scale, tuple | list):
             object.__setattr__(self, "scale", parse_scale(",".join(map(str, self.scale))))
+        elif not isinstance(self.scale, Scale | None):
+            object.__setattr__(self, "scale", parse_scale(str(self.scale)))
         if self.nodata is not None:
             object.__setattr__(self, "nodata", parse_nodata(self.nodata))
         if self.gsd is not None:

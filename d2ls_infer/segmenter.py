@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol, Self, get_args, runtime_checkable
 
@@ -18,7 +19,8 @@ from d2ls_infer.labels import NODATA, LabelMap
 from d2ls_infer.manifest import ModelDescription
 from d2ls_infer.nn import ByEmbeddings, FoldedD2LS, inference_form
 from d2ls_infer.smoothing import smoothed
-from d2ls_infer.tiling import TileGrid, blend, parse_overlap
+from d2ls_infer.tiling import TileGrid, parse_overlap
+from d2ls_infer.tiling import blend as blend_tiles
 from d2ls_infer.transfers import Uploads
 from d2ls_infer.weights import WeightsFile, load_network
 
@@ -196,7 +198,11 @@ class D2LSSegmenter:
         return torch.stack(list(contexts)).mean(0)
 
     def predict(self, array: np.ndarray, **options: Any) -> np.ndarray:
-        """(bands, H, W) raw pixel values -> (H, W) uint8 class indices; see `predict_array`."""
+        """(bands, H, W) raw pixel values -> (H, W) uint8 class indices, 255 where there is no value.
+
+        options: tile_size, overlap, blend, batch_size, dictionary, as those of `predict_raster`. See `predict_array`
+        of this module for what counts as no value, and for what is raised.
+        """
         warn_of_values(self, array)
         return predict_array(self, array, **options)
 
@@ -207,7 +213,7 @@ def predict_array(
     *,
     tile_size: int | None = None,
     overlap: int | float | str = 0.25,
-    blend_window: str = "hann",
+    blend: str = "hann",
     batch_size: int = 1,
     dictionary: str = "auto",
 ) -> np.ndarray:
@@ -234,12 +240,12 @@ def predict_array(
         for tile in grid
         for where in [(slice(tile.row, tile.row + tile.height), slice(tile.col, tile.col + tile.width))]
     )
-    rows = blend(
+    rows = blend_tiles(
         segmenter.score,
         tiles,
         grid,
         channels=len(segmenter.labels),
-        window=blend_window,
+        window=blend,
         batch_size=batch_size,
         device=getattr(segmenter, "device", "cpu"),
     )
@@ -251,7 +257,10 @@ def tiles_of(about: Any, height: int, width: int, tile_size: int | None, overlap
 
     Raises UsageError for a size or an overlap that makes no sense.
     """
-    size = getattr(about, "tile_size", TILE_PX) if tile_size is None else tile_size
+    try:
+        size = operator.index(getattr(about, "tile_size", TILE_PX) if tile_size is None else tile_size)
+    except TypeError:
+        raise UsageError(f"the side of a tile is a whole number of pixels, got {tile_size!r}") from None
     return TileGrid(height, width, size, parse_overlap(overlap, size))
 
 
@@ -286,7 +295,7 @@ def model_values(segmenter: Segmenter, array: np.ndarray) -> tuple[np.ndarray, n
     if mask is not np.ma.nomask:
         valid &= ~mask.all(axis=0)
     if array.dtype == np.uint8:
-        return array, valid
+        return (array if valid.all() else np.where(valid, array, np.uint8(0))), valid
     values = np.where(valid, array, value_range[0] if value_range else 0)  # clipped as a scene's values are
     return (np.clip(values, *value_range) if value_range else values).astype(np.float32), valid
 

@@ -64,6 +64,8 @@ def find_weights(
     Raises MissingFileError, UsageError for an unknown name, UnavailableModelError for a model without weights or, when
     offline, not in the cache, HubError for a hub that fails, WeightsError for a damaged file.
     """
+    if not isinstance(name_or_path, str | Path):
+        raise UsageError(f"a model is a name or a file, got a {type(name_or_path).__name__}")
     path, text = Path(name_or_path), str(name_or_path)
     if kind := kind_of(path):
         if kind == "folder" and text.lower() not in load_manifest(manifest).by_name():

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from d2ls_infer import backends, load_model, predict_raster
 from d2ls_infer.cli import main
-from d2ls_infer.errors import OutputExistsError, UsageError, WeightsError
+from d2ls_infer.errors import D2LSError, OutputExistsError, UsageError, WeightsError
 from d2ls_infer.exported import ENDINGS, Agreement, check_export, evenly, export_model, sample_tiles
 from d2ls_infer.graphs import GraphFile, read_metadata
 from d2ls_infer.manifest import ModelDescription
@@ -193,6 +193,18 @@ def test_a_program_of_torch_holds_its_metadata(tiny_weights: Path, scene: Path, 
     extra = {"d2ls.json": ""}
     torch.export.load(path, extra_files=extra)
     assert json.loads(extra["d2ls.json"])["d2ls_weights_sha256"] == weights.sha256
+
+
+def test_a_folder_that_takes_nothing_is_told(
+    tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("d2ls_infer.exported.tempfile.TemporaryDirectory", refuse)
+    path = tmp_path / "tiny.pt2"
+    with pytest.raises(D2LSError, match=r"tiny\.pt2 cannot be written: .*Read-only file system"):
+        export_model(find_weights(tiny_weights), path, file_format="torch.export", tile_size=SIDE)
 
 
 def test_what_is_there_stays(tmp_path: Path) -> None:

@@ -566,6 +566,20 @@ def test_options_are_read_once() -> None:
     assert options.grid(100, 200, None).overlap_px == 32
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"scale": 3000}, "a scale is MIN,MAX.*got '3000'"),
+        ({"tile_size": "big"}, "a whole number of pixels, got 'big'"),
+        ({"tile_size": 64.0}, r"a whole number of pixels, got 64\.0"),
+        ({"aoi": 5}, "a file of polygons, got a int"),
+    ],
+)
+def test_values_of_another_kind_are_refused(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        PredictOptions(**options)
+
+
 def test_a_missing_scene_and_a_missing_folder_are_told(tmp_path: Path, scene: Path, fakes: SimpleNamespace) -> None:
     with pytest.raises(MissingFileError, match=r"no such file: .*nowhere\.tif"):
         predict_raster(fakes.Constant(), tmp_path / "nowhere.tif")

@@ -252,7 +252,8 @@ def test_arrays_of_anything_but_numbers_are_refused(model: D2LSSegmenter, dtype:
 
 
 @pytest.mark.parametrize(
-    "options", [{"tile_size": 0}, {"tile_size": 64, "overlap": 64}, {"overlap": "x"}, {"blend_window": "cosine"}]
+    "options",
+    [{"tile_size": 0}, {"tile_size": 64, "overlap": 64}, {"overlap": "x"}, {"blend": "cosine"}, {"tile_size": "big"}],
 )
 def test_options_that_make_no_sense_are_refused(model: D2LSSegmenter, options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
@@ -281,7 +282,7 @@ def test_predict_of_an_array_is_predict_raster_of_the_same_as_a_file(
         array += np.float32(0.3)
     path = write_raster(tmp_path / "scene.tif", array)
     result = predict_raster(model, path, tile_size=48, overlap=11, blend=blend)
-    expected = model.predict(array, tile_size=48, overlap=11, blend_window=blend)
+    expected = model.predict(array, tile_size=48, overlap=11, blend=blend)
     assert np.array_equal(read_map(result.output).array, expected)
 
 
@@ -351,6 +352,19 @@ def test_what_is_masked_in_an_array_is_nodata(fakes: SimpleNamespace, pixels: Pi
     array[:, :16] = array[:2, 20] = np.ma.masked  # all bands; two of three
     expected = np.where(np.arange(40)[:, None] < 16, 255, np.asarray(array)[0] % 3)
     assert np.array_equal(predict_array(fakes.PerPixel(), array, tile_size=16), expected)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_what_lies_under_a_mask_does_not_matter(model: D2LSSegmenter, pixels: Pixels, dtype: str) -> None:
+    array = np.ma.MaskedArray(pixels(3, 64, 64).astype(dtype), mask=False)
+    array[:, :32, :32] = np.ma.masked
+    maps = []
+    for value in (0, 128, 255):
+        array.data[:, :32, :32] = value
+        maps.append(model.predict(array))
+    assert (maps[0][:32, :32] == 255).all()
+    assert np.array_equal(maps[0], maps[1])
+    assert np.array_equal(maps[0], maps[2])
 
 
 def test_tensors_and_lists_are_arrays_too(fakes: SimpleNamespace, pixels: Pixels) -> None:

@@ -120,7 +120,7 @@ def evaluate(
             progress=done,
             tile_size=tile_size,
             overlap=overlap,
-            blend_window=blend,
+            blend=blend,
             dictionary=dictionary,
         )
     about = {

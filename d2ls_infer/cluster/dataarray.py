@@ -24,7 +24,16 @@ from d2ls_infer.labels import NODATA
 from d2ls_infer.load import load_segmenter
 from d2ls_infer.outputs import STEPS, Finished
 from d2ls_infer.raster import bands_marked, numbered
-from d2ls_infer.segmenter import InContext, Precision, Segmenter, in_context, model_values, tiles_of, whose_dictionary
+from d2ls_infer.segmenter import (
+    InContext,
+    Precision,
+    Segmenter,
+    in_context,
+    model_values,
+    tiles_of,
+    warn_of_values,
+    whose_dictionary,
+)
 from d2ls_infer.tiling import WINDOWS, Tile, TileGrid, rows_sharing_batches
 from d2ls_infer.tiling import blend as blend_tiles
 from d2ls_infer.weights import WeightsFile, find_weights
@@ -61,7 +70,7 @@ def predict_dataarray(
 
     model: a segmenter, which then is part of the graph, or a name or path for `load_model`: then each process loads it
     once, with `device`, `precision` and `smooth`. confidence: gives a Dataset of `labels` and `confidence`, in steps of
-    1/250.
+    1/250. Values that do not look as if they were on the model's range are told when the middle rows are computed.
     chunk_rows: rows of the map in a chunk, at least; by default about 4096.
 
     Raises UsageError for another number of bands or dimensions, for bands of which only some are named as the model's,
@@ -69,6 +78,8 @@ def predict_dataarray(
     """
     weights = find_weights(model) if isinstance(model, str | Path) else None
     about: Any = model if weights is None else weights.description
+    if not isinstance(array, xr.DataArray):
+        raise UsageError(f"a DataArray of xarray is wanted, got a {type(array).__name__}")
     array = in_order(array, about.bands)
     check(array, about.bands)
     if blend not in WINDOWS:
@@ -91,6 +102,8 @@ def predict_dataarray(
     pixels = dask.array.asarray(array.data)
     nodata = array.attrs.get("_FillValue", array.attrs.get("nodata"))
     if isinstance(nodata, Real) and math.isfinite(nodata):
+        if array.dtype.kind == "f":
+            nodata = array.dtype.type(nodata)  # as the array holds it
         pixels = dask.array.ma.masked_equal(pixels, nodata)
     context = None
     if whose == "scene":
@@ -110,6 +123,7 @@ def predict_dataarray(
             blend=blend,
             batch_size=batch_size,
             layers=layers,
+            warns=band.first <= height // 2 < band.last,
         )
         shape = (len(layers), band.last - band.first, width)
         parts.append(dask.array.from_delayed(task, shape, dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8)))
@@ -198,9 +212,15 @@ def map_rows(
     blend: str,
     batch_size: int,
     layers: Any,
+    warns: bool,
 ) -> np.ndarray:
-    """(layers, rows, columns) uint8 of a band; array: (bands, rows, columns) of the rows that its tiles lie in."""
+    """(layers, rows, columns) uint8 of a band; array: (bands, rows, columns) of the rows that its tiles lie in.
+
+    warns: whether this one tells of values that do not look like the model's.
+    """
     segmenter: Any = source() if isinstance(source, partial) else source
+    if warns:
+        warn_of_values(segmenter, array)
     segmenter = segmenter if context is None else InContext(segmenter, context)
     values, valid = model_values(segmenter, array)
     starts = grid.row_starts[slice(*grid.touching(*band, rows_sharing_batches(grid, batch_size)))]

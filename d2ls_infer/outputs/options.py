@@ -114,7 +114,9 @@ class OutputOptions:
 
 
 def ending_of(value: str | Path) -> str:
-    """The ending of a file, or of what is nothing but an ending; in small letters."""
+    """The ending of a file, or of what is nothing but an ending; in small letters. Of what is neither, none."""
+    if not isinstance(value, str | Path):
+        return ""
     path = Path(value)
     if path.suffix == "" and str(value) == path.name and path.name.startswith("."):
         return path.name.lower()

@@ -94,6 +94,8 @@ class Cut:
     ) -> Cut:
         """From what stands on a command line, or rasterio's window. Raises UsageError for anything but four numbers."""
         window = window.flatten() if isinstance(window, Window) else window
+        if not isinstance(aoi, str | Path | None):
+            raise UsageError(f"an area of interest is a file of polygons, got a {type(aoi).__name__}")
         return cls(
             window=None if window is None else four(window, int, "a window is COL,ROW,WIDTH,HEIGHT in whole pixels"),
             bbox=None if bbox is None else four(bbox, float, "a box is MINX,MINY,MAXX,MAXY"),

@@ -92,7 +92,7 @@ def main(scene: str, name: str, tile_size: int = 512) -> None:
         pixels = opened.rows(0, opened.height).values
 
     def map_plain() -> np.ndarray:
-        return model.predict(pixels, **options, blend_window="none")
+        return model.predict(pixels, **options, blend="none")
 
     network = model.network.network
     dictionary: list[nn.Module] = [network.dictionary]

@@ -116,10 +116,10 @@ def main() -> None:
         "1024 px, the scene's, raw": partial(raw.predict, **scene),
         "1024 px, the scene's": partial(model.predict, **scene),
         "the default": model.predict,
-        "1024 px, the scene's, cut between centres": partial(model.predict, **scene, blend_window="none"),
+        "1024 px, the scene's, cut between centres": partial(model.predict, **scene, blend="none"),
         "512 px, of the neighbourhood": partial(by_neighbourhood, model),
         "1024 px, of all pixels at once": partial(by_all_pixels, model),
-        "1024 px, the scene's, measured window": partial(model.predict, **scene, blend_window="linear"),
+        "1024 px, the scene's, measured window": partial(model.predict, **scene, blend="linear"),
     }
     labels = replace(dataset.labels, ignore_index=NODATA)
     to_truth = translation(model.labels, labels)

@@ -46,8 +46,7 @@ def array(pixels: Pixels) -> xr.DataArray:
     ],
 )  # fmt: skip
 def test_labels_are_those_of_the_values(array: xr.DataArray, chunk_rows: int | None, options: dict[str, Any]) -> None:
-    plain = {"blend_window" if key == "blend" else key: value for key, value in options.items()}
-    expected = predict_array(Touchy(), array.values, tile_size=32, **plain)
+    expected = predict_array(Touchy(), array.values, tile_size=32, **options)
     labels = predict_dataarray(Touchy(), array, tile_size=32, chunk_rows=chunk_rows, **options)
     assert isinstance(labels, xr.DataArray)
     assert (labels.dtype, labels.dims, labels.shape) == (np.uint8, ("y", "x"), (150, 70))
@@ -87,6 +86,43 @@ def test_nodata_of_the_array_is_nodata_of_the_map(array: xr.DataArray, attribute
     assert (labels == 255).sum() == 4 * 68 + 1  # and the infinite one
     array.attrs[attribute] = "none"
     assert (predict_dataarray(Touchy(), array, tile_size=32).values == 255).sum() == 1
+
+
+@pytest.mark.parametrize("nodata", [-9999.9, -3.4e38, -1e30, np.float32(0.1), 0.1])
+def test_nodata_is_meant_as_the_array_holds_it(array: xr.DataArray, nodata: float) -> None:
+    """A float32 holds none of these numbers of Python's, but the next one to it."""
+    array = array.fillna(7)
+    array[:, 5:9] = np.float32(nodata)
+    array.attrs["_FillValue"] = nodata
+    labels = predict_dataarray(Touchy(), array, tile_size=32).values
+    assert (labels[5:9] == 255).all()
+    assert (labels == 255).sum() == 4 * 70 + 1
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_what_nodata_is_does_not_matter(array: xr.DataArray, tiny_weights: Path, dtype: type) -> None:
+    array = array.fillna(7).where(np.isfinite(array), 7)
+    labels = []
+    for nodata in (0, 200):
+        changed = array.clip(1, 199).astype(dtype)
+        changed[:, 50:, :30] = nodata
+        changed.attrs["nodata"] = nodata
+        labels.append(predict_dataarray(tiny_weights, changed, tile_size=64).values)
+    assert (labels[0][50:, :30] == 255).all()
+    np.testing.assert_array_equal(*labels)
+
+
+def test_values_on_another_range_are_told_once(
+    array: xr.DataArray, tiny_weights: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING")
+    predict_dataarray(tiny_weights, array, tile_size=32, chunk_rows=20).compute()
+    assert caplog.messages == []
+    lazily = predict_dataarray(tiny_weights, array / 255, tile_size=32, chunk_rows=20)
+    assert caplog.messages == []
+    lazily.compute()
+    (told,) = caplog.messages
+    assert "the model's range 0 to 255" in told
 
 
 def test_it_lies_where_the_array_does(array: xr.DataArray) -> None:
@@ -153,6 +189,8 @@ def test_on_a_cluster(client: Any, array: xr.DataArray) -> None:
         (lambda array: array.assign_coords(band=["red", "nir", "blue"]), "the array's are named red, nir, blue"),
         (lambda array: array[0], "dimensions"),
         (lambda array: array.astype(complex), "whole or real numbers"),
+        (lambda array: array.values, "a DataArray of xarray is wanted, got a ndarray"),
+        (lambda array: array.to_dataset(name="scene"), "got a Dataset"),
     ],
 )
 def test_what_the_model_does_not_take(array: xr.DataArray, change: Callable[[Any], Any], told: str) -> None:

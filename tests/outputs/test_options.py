@@ -54,6 +54,8 @@ def test_a_file_of_its_own_name_is_where_it_is_told() -> None:
         ({"report": "report.pdf"}, ["--report", ".html"]),
         ({"report": "scene.tif"}, ["--report", "'scene.tif'"]),
         ({"preview": "map.jpg"}, ["--preview", ".png"]),
+        ({"report": True}, ["--report", ".html", "'True'"]),
+        ({"vector": 3}, ["--vector", "'3'"]),
         ({"min_area_m2": 5.0}, ["--min-area", "--vector"]),
         ({"simplify_m": 5.0}, ["--simplify", "--vector"]),
         ({"vector": ".gpkg", "min_area_m2": 0.0}, ["--min-area", "more than 0", "got 0"]),
