@@ -56,9 +56,12 @@ class PiecewiseBlock(nn.Module):
     """
 
     def __init__(self, block: ConvNeXtBlock) -> None:
+        from timm.layers import GELU
+
         super().__init__()
         self.conv_dw, self.norm = block.conv_dw, block.norm
         self.fc1, self.act, self.fc2 = block.mlp.fc1, block.mlp.act, block.mlp.fc2
+        self.in_place = type(self.act) is GELU
         if block.gamma is not None:
             self.fc2.get_parameter("weight").mul_(block.gamma[:, None])
             self.fc2.get_parameter("bias").mul_(block.gamma)
@@ -78,7 +81,8 @@ class PiecewiseBlock(nn.Module):
         size = max(1, PIECE_VALUES // len(layers[0][1]))  # the first bias is as wide as the widest tensor
         parts = (torch.split(rows.flatten(0, 2), size) for rows in (pixels, x.permute(0, 2, 3, 1), out))
         for piece, before, target in zip(*parts, strict=True):
-            wide = self.act(pixelwise(self.norm(piece), *layers[0]))
+            wide = pixelwise(self.norm(piece), *layers[0])
+            wide = torch.ops.aten.gelu_(wide) if self.in_place else self.act(wide)
             torch.add(before, pixelwise(wide, *layers[1]), out=target)
         return out.permute(0, 3, 1, 2)
 
