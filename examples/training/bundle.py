@@ -58,7 +58,8 @@ MODELS = {
         summary="urban orthophotos, 5 cm, red, green, blue",
         score="mean F1",
         license=ISPRS_LICENSE,
-        imagery="ISPRS Potsdam true orthophotos (red, green, blue, 5 cm)",
+        imagery="ISPRS Potsdam true orthophotos (red, green, blue, 5 cm), and three tiles of ISPRS Vaihingen with a "
+        "blue that was made up",
         trained_on="600 patches of 224 pixels",
         and_on="75 more",
         measured_on="75 patches",
