@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2ls_infer.nn import D2LS, FoldedD2LS, fold, inference_form
-from d2ls_infer.nn.folded import SIZES, Unfolded, pieces
+from d2ls_infer.nn.folded import Unfolded
 from d2ls_infer.nn.folded_backbone import PiecewiseBlock
 
 MakeNetwork = Callable[..., D2LS]
@@ -168,32 +168,6 @@ def test_it_is_smaller_than_the_network(make_network: MakeNetwork) -> None:
         assert values(fold(network)) < values(network)
 
 
-@pytest.mark.parametrize(("height", "width"), [(64, 96), (40, 200), (33, 32)])
-@pytest.mark.parametrize("tokens", [24, 100, 1 << 20])
-def test_an_image_in_pieces_gives_the_logits_of_the_whole(
-    liven: Liven,
-    make_network: MakeNetwork,
-    random_pixels: RandomPixels,
-    monkeypatch: pytest.MonkeyPatch,
-    height: int,
-    width: int,
-    tokens: int,
-) -> None:
-    folded, pixels = fold(liven(make_network())), random_pixels(2, 3, height, width)
-    expected, given = folded(pixels), folded.embeddings(pixels).mean(0)
-    answered = folded(pixels, given)
-    monkeypatch.setattr("d2ls_infer.nn.folded.PIECE_TOKENS", tokens)
-    cuts = pieces(torch.empty(2, 200, 4), 10)
-    side = max(10, tokens // 10 * 10)
-    assert cuts == [
-        (slice(image, image + 1), slice(start, min(200, start + side)))
-        for image in (0, 1)
-        for start in range(0, 200, side)
-    ]
-    assert_close(folded(pixels), expected)
-    assert_close(folded(pixels, given), answered)
-
-
 # What it costs
 
 
@@ -220,31 +194,6 @@ def test_no_tensor_is_four_times_the_width_at_stride_4(make_network: MakeNetwork
     with Widest() as widest:
         folded(pixels)
     assert widest.most == embed_dim * 32 * 32
-
-
-def test_positional_terms_are_kept_for_the_last_sizes(
-    liven: Liven, make_network: MakeNetwork, random_pixels: RandomPixels
-) -> None:
-    folded = fold(liven(make_network()))
-    sizes = [(32, 32 * n) for n in range(1, SIZES + 3)]
-    first = [folded(random_pixels(1, 3, *size)) for size in sizes]
-    positions = folded.decoder.positions
-    assert [(4 * height, 4 * width) for height, width, _ in positions] == sizes[-SIZES:]
-    kept = positions[8, 8 * len(sizes), torch.device("cpu")]
-    again = [folded(random_pixels(1, 3, *size)) for size in (sizes[-1], sizes[0])]
-    assert positions[8, 8 * len(sizes), torch.device("cpu")] is kept
-    assert len(positions) == SIZES
-    assert torch.equal(again[0], first[-1])
-    assert torch.equal(again[1], first[0])
-
-
-def test_positional_terms_made_in_inference_mode_serve_outside(
-    liven: Liven, make_network: MakeNetwork, random_pixels: RandomPixels
-) -> None:
-    folded, pixels = fold(liven(make_network())), random_pixels(1, 3, 32, 32)
-    with torch.inference_mode():
-        expected = folded(pixels)
-    assert torch.equal(folded(pixels.requires_grad_()), expected)
 
 
 @pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")
