@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,7 +65,7 @@ def find_weights(
     Raises MissingFileError, UsageError for an unknown name, UnavailableModelError for a model without weights or, when
     offline, not in the cache, HubError for a hub that fails, WeightsError for a damaged file.
     """
-    if not isinstance(name_or_path, str | Path):
+    if not isinstance(name_or_path, str | os.PathLike):
         raise UsageError(f"a model is a name or a file, got a {type(name_or_path).__name__}")
     path, text = Path(name_or_path), str(name_or_path)
     if kind := kind_of(path):

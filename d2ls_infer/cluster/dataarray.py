@@ -70,8 +70,9 @@ def predict_dataarray(
 
     model: a segmenter, which then is part of the graph, or a name or path for `load_model`: then each process loads it
     once, with `device`, `precision` and `smooth`. confidence: gives a Dataset of `labels` and `confidence`, in steps of
-    1/250. Values that do not look as if they were on the model's range are told when the middle rows are computed.
+    1/250.
     chunk_rows: rows of the map in a chunk, at least; by default about 4096.
+    Values that do not look as if they were on the model's range are told when the middle rows are computed.
 
     Raises UsageError for another number of bands or dimensions, for bands of which only some are named as the model's,
     and for values that are no real numbers.

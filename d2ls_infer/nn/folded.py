@@ -140,14 +140,13 @@ class FoldedMapping(nn.Module):
 
     def forward(self, levels: list[Tensor]) -> Tensor:
         total = convolved_pixels(levels[0], self.weights[0], self.bias)
-        resized = torch.empty_like(total)
+        resized = None if at_once(total) else torch.empty_like(total)
         for level, weight in zip(levels[1:], self.weights[1:], strict=True):
             mapped = convolved_pixels(level, weight)
-            if at_once(total):
-                resized = F.interpolate(mapped, total.shape[-2:], mode="bilinear", align_corners=False)
+            if resized is None:
+                total += F.interpolate(mapped, total.shape[-2:], mode="bilinear", align_corners=False)
             else:  # the same, into memory that is there already
-                torch.ops.aten.upsample_bilinear2d.out(mapped, total.shape[-2:], False, out=resized)
-            total += resized
+                total += torch.ops.aten.upsample_bilinear2d.out(mapped, total.shape[-2:], False, out=resized)
         return total
 
 

@@ -112,13 +112,18 @@ def at_once(tensor: Tensor) -> bool:
     return tensor.device.type != "cpu" or torch.compiler.is_compiling()
 
 
+def convolves(tensor: Tensor) -> bool:
+    """Whether products with a tensor are taken by `pixelwise` as convolutions: on a CPU, in float32."""
+    return tensor.dtype == torch.float32 and not at_once(tensor)
+
+
 def pixelwise(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """A linear layer over rows (P, C), as `F.linear`, on a CPU.
 
     In float32 as a convolution: for that torch has oneDNN, for linear layers MKL, which leaves half of the registers
     of some processors unused. On a single thread it has MKL for both, unless there are 16 images.
     """
-    if weight.dtype != torch.float32:
+    if not convolves(weight):
         return F.linear(rows, weight, bias)
     images = torch.unflatten(rows, 0, (1 if len(rows) % 16 else 16, 1, -1)).permute(0, 3, 1, 2)  # channels last
     return F.conv2d(images, weight[..., None, None], bias).permute(0, 2, 3, 1).flatten(0, 2)

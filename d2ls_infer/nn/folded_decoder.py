@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2ls_infer.nn.decoder import HEADS, Attention, Decoder, InteractionBlock, PositionalEncoding, Upsampler, per_head
-from d2ls_infer.nn.folded_backbone import at_once, pixelwise
+from d2ls_infer.nn.folded_backbone import at_once, convolves, pixelwise
 
 SIZES = 3
 """The sizes whose positional terms are kept: as many as the test-time augmentation has magnifications."""
@@ -223,9 +223,9 @@ class ImageQueriesTokens(nn.Module):
         keys, probes, values = asked
         found = scores(keys, probes, image, position)
         weights = per_head(found, axis=1).softmax(-2).flatten(1, 2)  # (B, heads*N, M)
-        if weights.dtype != torch.float32 or at_once(weights):
-            return torch.bmm(weights.transpose(1, 2), values)
-        return pixelwise(weights[0].T.contiguous(), values[0].T)[None]  # on a CPU images come one by one
+        if convolves(weights):  # on a CPU images come one by one
+            return pixelwise(weights[0].T.contiguous(), values[0].T)[None]
+        return torch.bmm(weights.transpose(1, 2), values)
 
 
 def probes_of(tokens: Tensor, probe: Tensor) -> Tensor:
@@ -242,10 +242,10 @@ def scores(tokens: Tensor, probes: Tensor, image: Tensor, position: Tensor) -> T
     position: (heads, d, M), or (heads, d, 1) where all pixels are at one place.
     """
     placed = torch.einsum("bnhd,hdm->bhnm", tokens, position).flatten(1, 2)
-    if image.dtype != torch.float32 or at_once(image):
+    if not convolves(image):
         return torch.baddbmm(placed, probes, image.transpose(1, 2))
     placed = placed.expand(*probes.shape[:2], image.shape[1])
-    found = torch.empty_like(placed, memory_format=torch.contiguous_format)
+    found = image.new_empty(placed.shape)
     for images, some in pieces(image):
         product = pixelwise(piece(image, images, some)[0], probes[images][0])
         torch.add(placed[images, :, some], product.T.contiguous(), out=found[images, :, some])

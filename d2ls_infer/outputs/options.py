@@ -115,7 +115,7 @@ class OutputOptions:
 
 def ending_of(value: str | Path) -> str:
     """The ending of a file, or of what is nothing but an ending; in small letters. Of what is neither, none."""
-    if not isinstance(value, str | Path):
+    if not isinstance(value, str | os.PathLike):
         return ""
     path = Path(value)
     if path.suffix == "" and str(value) == path.name and path.name.startswith("."):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,7 @@ class Cut:
     ) -> Cut:
         """From what stands on a command line, or rasterio's window. Raises UsageError for anything but four numbers."""
         window = window.flatten() if isinstance(window, Window) else window
-        if not isinstance(aoi, str | Path | None):
+        if not isinstance(aoi, str | os.PathLike | None):
             raise UsageError(f"an area of interest is a file of polygons, got a {type(aoi).__name__}")
         return cls(
             window=None if window is None else four(window, int, "a window is COL,ROW,WIDTH,HEIGHT in whole pixels"),
