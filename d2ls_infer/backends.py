@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 
 from d2ls_infer.errors import D2LSError, UsageError, shortened
 from d2ls_infer.files import cache_folder, write_whole
-from d2ls_infer.nn import ByEmbeddings, FoldedD2LS, pad_to_stride
+from d2ls_infer.nn import ByEmbeddings, FoldedD2LS, allow_packing, pad_to_stride
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,11 @@ def version_of(backend: str) -> str:
 
 
 def runner(backend: str, network: nn.Module) -> Run:
-    """A network in its inference form, run by a backend that `check_backend` lets pass."""
+    """A network in its inference form, run by a backend that `check_backend` lets pass.
+
+    Of those that share a network only the last one made is fast: see `allow_packing`.
+    """
+    allow_packing(network, backend == "torch")
     if backend == "torch":
         # Of another network nobody knows whether it does the same for every batch.
         is_known = isinstance(network, FoldedD2LS | ByEmbeddings)
@@ -235,6 +239,7 @@ def exported(network: nn.Module, pixels: Tensor) -> ExportedProgram:
 
     Raises D2LSError for a network that has no graph.
     """
+    allow_packing(network, False)
     was = {name: parameter.data for name, parameter in network.named_parameters()}
     try:
         for parameter in network.parameters():

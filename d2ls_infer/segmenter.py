@@ -17,7 +17,7 @@ from d2ls_infer.context import Looks, Observer, ReadRows, observed, parse_dictio
 from d2ls_infer.errors import D2LSError, UsageError
 from d2ls_infer.labels import NODATA, LabelMap
 from d2ls_infer.manifest import ModelDescription
-from d2ls_infer.nn import ByEmbeddings, FoldedD2LS, inference_form
+from d2ls_infer.nn import ByEmbeddings, FoldedD2LS, allow_packing, inference_form
 from d2ls_infer.smoothing import smoothed
 from d2ls_infer.tiling import TileGrid, parse_overlap
 from d2ls_infer.tiling import blend as blend_tiles
@@ -176,6 +176,7 @@ class D2LSSegmenter:
         backend = fastest_backend(make, pixels, self.dtype, {"weights": self.sha256})
         if backend != self.backend:  # else it keeps the graphs that it has
             self.run = runs.get(backend) or runner(backend, self.network)
+        allow_packing(self.network, backend == "torch")  # else as the last that was measured has it
         self.backend, self.settled_for = backend, (height, width)
 
     @property

@@ -24,6 +24,7 @@ from d2ls_infer import backends, load_model
 from d2ls_infer.backends import Compiled, Replayed, check_backend, exported, fastest_backend, runner, version_of
 from d2ls_infer.errors import D2LSError, UsageError
 from d2ls_infer.nn import D2LS, D2LSConfig, fold
+from d2ls_infer.nn.pixelwise import PackedLinear, has_packed_products
 
 SCENE = Path(__file__).parents[1] / "examples" / "naip_scene.tif"
 CPU = torch.device("cpu")
@@ -103,10 +104,26 @@ def test_graphs_of_other_runtimes_do_not_travel_with_a_network(backend: str) -> 
     assert torch.equal(other(pixels), expected)
 
 
-def test_the_graph_of_a_convnext_is_the_network() -> None:
-    network, pixels = small("convnext_atto"), torch.randn(1, 3, 64, 64)
+@pytest.mark.parametrize("backbone", ["convnext_atto", "convnext_tiny"])  # the second has linear layers
+def test_the_graph_of_a_convnext_is_the_network(backbone: str) -> None:
+    network, pixels = small(backbone), torch.randn(1, 3, 64, 64)
+    expected = network(pixels)  # packs weights
     found = exported(network, pixels).module()(pixels)
-    torch.testing.assert_close(found, network(pixels), rtol=0, atol=1e-4)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def test_weights_are_packed_for_torch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda network: network)
+    network, pixels = small("convnext_tiny"), torch.randn(1, 3, 64, 64)
+
+    def packed_weights() -> int:
+        return sum(parameter.is_mkldnn for parameter in network.parameters())
+
+    found = runner("torch", network)(pixels)
+    assert packed_weights() == (36 if has_packed_products(torch.float32) else 0)
+    torch.testing.assert_close(runner("compile", network)(pixels), found, rtol=0, atol=1e-4)
+    assert packed_weights() == 0
+    assert torch.equal(runner("torch", network)(pixels), found)
 
 
 def test_the_compiler_is_given_the_network_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,14 +269,17 @@ def test_auto_keeps_what_runs_as_long_as_it_is_the_fastest(tiny_weights: Path, m
 
     monkeypatch.setattr(backends, "seconds_of", seconds_of)
     model = load_model(tiny_weights, device="cpu", backend="auto")
+    layer = model.network.linear = PackedLinear(nn.Linear(2, 2))
     model.settle(64, 64)
     run = model.run
     assert isinstance(run, Compiled)
+    assert not layer.may_pack
     for height in (64, 64, 32, 64):
         model.settle(height, 64)
         assert model.run is run
     model.settle(64, 96)
     assert (model.backend, model.run) == ("torch", model.network)
+    assert layer.may_pack, "though the compiler was measured after torch"
     assert measured == [size for size in [(64, 64), (32, 64), (64, 96)] for _ in range(2)]
 
 

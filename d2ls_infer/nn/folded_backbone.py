@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from d2ls_infer.nn.lite import EfficientNetLite
+from d2ls_infer.nn.pixelwise import PackedLinear, PixelwiseConvolution, at_once
 
 if TYPE_CHECKING:
     from timm.models.convnext import ConvNeXtBlock
@@ -32,39 +32,51 @@ def folded_backbone(backbone: nn.Module, in_channels: int, dtype: torch.dtype | 
         fold_blocks(backbone)
     if dtype is not None:
         for module in backbone.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
+            if isinstance(module, nn.Conv2d | nn.Linear | PackedLinear):
                 module.to(dtype)  # autocast would do so on every run
     return backbone
 
 
 def fold_blocks(backbone: nn.Module) -> None:
     """The layer scales of ConvNeXt go into the layer before, and its blocks run piece by piece."""
+    for blocks in backbone.modules():
+        if isinstance(blocks, nn.Sequential):
+            known = [False, *map(is_block, blocks)]  # nothing comes before the first
+            for index, block in enumerate(blocks):
+                if is_block(block):
+                    blocks[index] = PiecewiseBlock(block, after_another=known[index])
+
+
+def is_block(module: nn.Module) -> TypeGuard[ConvNeXtBlock]:
+    """Whether it is a ConvNeXt block of linear layers that adds to its input, as in every model that timm has."""
     from timm.layers.mlp import Mlp
     from timm.models.convnext import ConvNeXtBlock
 
-    for name, block in list(backbone.named_modules()):
-        if not isinstance(block, ConvNeXtBlock) or type(block.mlp) is not Mlp or block.use_conv_mlp:
-            continue
-        if isinstance(block.shortcut, nn.Identity):  # as in every model that timm has
-            backbone.set_submodule(name, PiecewiseBlock(block))
+    if not isinstance(module, ConvNeXtBlock):
+        return False
+    return type(module.mlp) is Mlp and not module.use_conv_mlp and isinstance(module.shortcut, nn.Identity)
 
 
 class PiecewiseBlock(nn.Module):
     """A ConvNeXt block: (B, C, h, w) -> the same in float32, which is what blocks add up to.
 
     On a CPU all but the depth-wise convolution is done for a few thousand pixels at a time, which stay in its cache.
+    after_another: the input is what another one of these made, and nobody else's; the output takes its memory.
     """
 
-    def __init__(self, block: ConvNeXtBlock) -> None:
+    def __init__(self, block: ConvNeXtBlock, *, after_another: bool) -> None:
         from timm.layers import GELU
 
         super().__init__()
         self.conv_dw, self.norm = block.conv_dw, block.norm
-        self.fc1, self.act, self.fc2 = block.mlp.fc1, block.mlp.act, block.mlp.fc2
+        assert isinstance(block.mlp.fc1, nn.Linear)
+        assert isinstance(block.mlp.fc2, nn.Linear)
+        self.fc1, self.act, self.fc2 = PackedLinear(block.mlp.fc1), block.mlp.act, PackedLinear(block.mlp.fc2)
         self.in_place = type(self.act) is GELU
+        self.after_another = after_another
         if block.gamma is not None:
-            self.fc2.get_parameter("weight").mul_(block.gamma[:, None])
-            self.fc2.get_parameter("bias").mul_(block.gamma)
+            self.fc2.weight.mul_(block.gamma[:, None])
+            self.fc2.bias.mul_(block.gamma)
 
     def forward(self, x: Tensor) -> Tensor:
         if at_once(x):
@@ -75,58 +87,15 @@ class PiecewiseBlock(nn.Module):
             return self.by_pieces(x)
 
     def by_pieces(self, x: Tensor) -> Tensor:
-        layers = [[layer.get_parameter(name) for name in ("weight", "bias")] for layer in (self.fc1, self.fc2)]
-        pixels = self.conv_dw(x.to(layers[0][0].dtype)).permute(0, 2, 3, 1)
-        out = torch.empty(pixels.shape)
-        size = max(1, PIECE_VALUES // len(layers[0][1]))  # the first bias is as wide as the widest tensor
+        pixels = self.conv_dw(x.to(self.fc1.bias.dtype)).permute(0, 2, 3, 1)
+        out = x.permute(0, 2, 3, 1) if self.after_another else torch.empty(pixels.shape)
+        size = max(1, PIECE_VALUES // len(self.fc1.bias))  # as wide as the widest tensor
         parts = (torch.split(rows.flatten(0, 2), size) for rows in (pixels, x.permute(0, 2, 3, 1), out))
         for piece, before, target in zip(*parts, strict=True):
-            wide = pixelwise(self.norm(piece), *layers[0])
+            wide = self.fc1(self.norm(piece))
             wide = torch.ops.aten.gelu_(wide) if self.in_place else self.act(wide)
-            torch.add(before, pixelwise(wide, *layers[1]), out=target)
+            torch.add(before, self.fc2(wide), out=target)
         return out.permute(0, 3, 1, 2)
-
-
-class PixelwiseConvolution(nn.Module):
-    """(B, C, H, W) -> (B, K, H, W): a convolution of 1 x 1 by `pixelwise`."""
-
-    def __init__(self, layer: nn.Conv2d) -> None:
-        super().__init__()
-        self.weight, self.bias = layer.weight, layer.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        return convolved_pixels(x, self.weight, self.bias)
-
-
-def convolved_pixels(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """(B, C, H, W) float32, weight (K, C, 1, 1) -> (B, K, H, W), channels last on a CPU."""
-    if at_once(x):
-        return F.conv2d(x, weight, bias)
-    pixels = x.permute(0, 2, 3, 1)
-    found = pixelwise(pixels.flatten(0, 2), weight.flatten(1), bias)
-    return found.view(*pixels.shape[:3], -1).permute(0, 3, 1, 2)
-
-
-def at_once(tensor: Tensor) -> bool:
-    """Whether something is done in one piece: GPUs, compilers and other runtimes have their own ways with a cache."""
-    return tensor.device.type != "cpu" or torch.compiler.is_compiling()
-
-
-def convolves(tensor: Tensor) -> bool:
-    """Whether products with a tensor are taken by `pixelwise` as convolutions: on a CPU, in float32."""
-    return tensor.dtype == torch.float32 and not at_once(tensor)
-
-
-def pixelwise(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A linear layer over rows (P, C), as `F.linear`, on a CPU.
-
-    In float32 as a convolution: for that torch has oneDNN, for linear layers MKL, which leaves half of the registers
-    of some processors unused. On a single thread it has MKL for both, unless there are 16 images.
-    """
-    if not convolves(weight):
-        return F.linear(rows, weight, bias)
-    images = torch.unflatten(rows, 0, (1 if len(rows) % 16 else 16, 1, -1)).permute(0, 3, 1, 2)  # channels last
-    return F.conv2d(images, weight[..., None, None], bias).permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def with_folded_norms(backbone: nn.Module, in_channels: int) -> nn.Module:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2ls_infer.nn.decoder import HEADS, Attention, Decoder, InteractionBlock, PositionalEncoding, Upsampler, per_head
-from d2ls_infer.nn.folded_backbone import at_once, convolves, pixelwise
+from d2ls_infer.nn.pixelwise import at_once, convolves, pixelwise
 
 SIZES = 3
 """The sizes whose positional terms are kept: as many as the test-time augmentation has magnifications."""

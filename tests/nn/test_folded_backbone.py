@@ -10,7 +10,7 @@ from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 
 from d2ls_infer.nn.encoder import create_backbone
-from d2ls_infer.nn.folded_backbone import PiecewiseBlock, pixelwise, with_folded_norms
+from d2ls_infer.nn.folded_backbone import PiecewiseBlock, folded_backbone, with_folded_norms
 
 Liven = Callable[[nn.Module], nn.Module]
 RandomPixels = Callable[..., Tensor]
@@ -51,22 +51,23 @@ def test_a_convolution_that_others_read_too_is_left_alone(random_pixels: RandomP
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("after_another", [True, False])
 @pytest.mark.parametrize("values", [1, 4 * 32, 1 << 30])  # pieces of one pixel, of four, of all
 def test_block_by_pieces_is_the_block(
-    random_pixels: RandomPixels, monkeypatch: pytest.MonkeyPatch, values: int
+    random_pixels: RandomPixels, monkeypatch: pytest.MonkeyPatch, values: int, after_another: bool
 ) -> None:
-    block, x = ConvNeXtBlock(8, 8, ls_init_value=0.5).eval(), random_pixels(2, 8, 5, 7)
+    block = ConvNeXtBlock(8, 8, ls_init_value=0.5).eval()
+    x = random_pixels(2, 8, 5, 7).contiguous(memory_format=torch.channels_last)
     expected = block(x)
     monkeypatch.setattr("d2ls_infer.nn.folded_backbone.PIECE_VALUES", values)
-    torch.testing.assert_close(PiecewiseBlock(block)(x), expected, rtol=1e-5, atol=1e-5)
+    found = PiecewiseBlock(block, after_another=after_another)(x)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert (found.data_ptr() == x.data_ptr()) == after_another
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_pixelwise_is_a_linear_layer(bias: bool, dtype: torch.dtype, tolerance: float) -> None:
-    generator = torch.Generator().manual_seed(0)
-    rows, weight, offset = (torch.randn(*shape, generator=generator) for shape in ((7, 12), (5, 12), (5,)))
-    expected = rows @ weight.T + (offset if bias else 0)
-    found = pixelwise(rows.to(dtype), weight.to(dtype), offset.to(dtype) if bias else None)
-    assert found.dtype == dtype
-    torch.testing.assert_close(found.float(), expected, rtol=tolerance, atol=10 * tolerance)
+@torch.no_grad()
+def test_only_a_blocks_own_successor_takes_its_memory() -> None:
+    backbone = folded_backbone(create_backbone("convnext_tiny", in_channels=3, pretrained=False).eval(), 3, None)
+    blocks = {name: module for name, module in backbone.named_modules() if isinstance(module, PiecewiseBlock)}
+    assert len(blocks) == 18
+    assert all(block.after_another == (not name.endswith("blocks.0")) for name, block in blocks.items())
