@@ -122,6 +122,8 @@ def has_packed_products(dtype: torch.dtype) -> bool:
     rows, weight, bias = (torch.linspace(-1, 1, size).to(dtype) for size in (32 * 48, 64 * 48, 64))
     rows, weight = rows.view(32, 48), weight.view(64, 48)
     try:
+        if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return False  # it may be there all the same, but slow
         found = packed_product(rows, packed(weight, len(rows)), bias)
     except (AttributeError, TypeError, RuntimeError):
         return False
