@@ -17,8 +17,8 @@ from d2ls_infer.nn.decoder import Decoder
 from d2ls_infer.nn.dictionary import DictionaryGenerator, Modulator
 from d2ls_infer.nn.encoder import Encoder
 from d2ls_infer.nn.folded_backbone import folded_backbone
-from d2ls_infer.nn.folded_decoder import FoldedDecoder, pieces
-from d2ls_infer.nn.pixelwise import at_once, convolved_pixels, pixelwise
+from d2ls_infer.nn.folded_decoder import FoldedDecoder
+from d2ls_infer.nn.pixelwise import at_once, convolved_pixels
 
 PARTS = [Encoder, DictionaryGenerator, Decoder]
 """The kinds of a network's parts, in their order."""
@@ -140,30 +140,15 @@ class FoldedMapping(nn.Module):
         self.bias = nn.Parameter(torch.stack(biases).sum(0)[order])
 
     def forward(self, levels: list[Tensor]) -> Tensor:
-        first, *others = levels
-        mapped = [convolved_pixels(level, weight) for level, weight in zip(others, self.weights[1:], strict=True)]
-        if at_once(first):
-            total = F.conv2d(first, self.weights[0], self.bias)
-            for level in mapped:
-                total += F.interpolate(level, total.shape[-2:], mode="bilinear", align_corners=False)
-            return total
-        height, width = first.shape[-2:]
-        pixels = first.permute(0, 2, 3, 1).flatten(1, 2)
-        tokens = pixels.new_empty(*pixels.shape[:2], len(self.bias))
-        for images, some in pieces(pixels, width):
-            part = pixelwise(pixels[images, some][0], self.weights[0].flatten(1), self.bias)
-            for level in mapped:
-                part += resized_rows(level[images], height, some.start // width, some.stop // width)
-            tokens[images, some] = part
-        return torch.unflatten(tokens, 1, (height, width)).permute(0, 3, 1, 2)
-
-
-def resized_rows(level: Tensor, height: int, start: int, stop: int) -> Tensor:
-    """(1, C', h, w), resized to `height` rows, a multiple of its own -> those from `start` to `stop`, (P, C')."""
-    times = height // level.shape[2]
-    first, last = max(0, start // times - 1), (stop - 1) // times + 2  # a row more on each side decides too
-    near = F.interpolate(level[:, :, first:last], scale_factor=times, mode="bilinear", align_corners=False)
-    return near[0, :, start - first * times : stop - first * times].permute(1, 2, 0).flatten(0, 1)
+        total = convolved_pixels(levels[0], self.weights[0], self.bias)
+        resized = None if at_once(total) else torch.empty_like(total)
+        for level, weight in zip(levels[1:], self.weights[1:], strict=True):
+            mapped = convolved_pixels(level, weight)
+            if resized is None:
+                total += F.interpolate(mapped, total.shape[-2:], mode="bilinear", align_corners=False)
+            else:  # the same, into memory that is there already
+                total += torch.ops.aten.upsample_bilinear2d.out(mapped, total.shape[-2:], False, out=resized)
+        return total
 
 
 class FoldedDictionary(nn.Module):

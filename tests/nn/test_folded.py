@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from d2ls_infer.nn import D2LS, FoldedD2LS, fold, inference_form
-from d2ls_infer.nn.folded import Unfolded, resized_rows
+from d2ls_infer.nn.folded import Unfolded
 from d2ls_infer.nn.folded_backbone import PiecewiseBlock
 
 MakeNetwork = Callable[..., D2LS]
@@ -72,16 +70,6 @@ def test_folded_logits_are_the_networks_at_the_width_of_the_paper(
     folded = fold(network)
     assert sum(isinstance(module, PiecewiseBlock) for module in folded.modules()) == 18
     assert_close(folded(pixels), network(pixels))
-
-
-@pytest.mark.parametrize("times", [1, 2, 4, 8])
-def test_resized_rows_are_rows_of_what_is_resized(random_pixels: RandomPixels, times: int) -> None:
-    level = random_pixels(1, 3, 5, 4)
-    height = 5 * times
-    whole = F.interpolate(level, (height, 4 * times), mode="bilinear", align_corners=False)
-    for start, stop in itertools.combinations(range(height + 1), 2):
-        expected = whole[0, :, start:stop].permute(1, 2, 0).flatten(0, 1)
-        assert torch.equal(resized_rows(level, height, start, stop), expected)
 
 
 @torch.no_grad()
