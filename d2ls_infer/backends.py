@@ -70,9 +70,9 @@ def version_of(backend: str) -> str:
 def runner(backend: str, network: nn.Module) -> Run:
     """A network in its inference form, run by a backend that `check_backend` lets pass.
 
-    Of those that share a network only the last one made is fast: see `allow_packing`.
+    Of those that share a network only the last one made is to run: see `allow_packing`.
     """
-    allow_packing(network, backend == "torch")
+    allow_packing(network, backend != "compile")
     if backend == "torch":
         # Of another network nobody knows whether it does the same for every batch.
         is_known = isinstance(network, FoldedD2LS | ByEmbeddings)
@@ -253,6 +253,7 @@ def exported(network: nn.Module, pixels: Tensor) -> ExportedProgram:
     finally:
         for name, parameter in network.named_parameters():
             parameter.data = was[name]
+        allow_packing(network, True)
 
 
 @cache

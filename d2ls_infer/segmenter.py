@@ -176,7 +176,7 @@ class D2LSSegmenter:
         backend = fastest_backend(make, pixels, self.dtype, {"weights": self.sha256})
         if backend != self.backend:  # else it keeps the graphs that it has
             self.run = runs.get(backend) or runner(backend, self.network)
-        allow_packing(self.network, backend == "torch")  # else as the last that was measured has it
+        allow_packing(self.network, backend != "compile")  # else as the last that was measured has it
         self.backend, self.settled_for = backend, (height, width)
 
     @property

@@ -110,9 +110,10 @@ def test_the_graph_of_a_convnext_is_the_network(backbone: str) -> None:
     expected = network(pixels)  # packs weights
     found = exported(network, pixels).module()(pixels)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    assert torch.equal(network(pixels), expected)
 
 
-def test_weights_are_packed_for_torch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_not_packed_for_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda network: network)
     network, pixels = small("convnext_tiny"), torch.randn(1, 3, 64, 64)
 

@@ -90,7 +90,7 @@ class PackedLinear(nn.Module):
 
 
 def allow_packing(network: nn.Module, allowed: bool) -> None:
-    """Whether the linear layers of a network may keep packed weights; compilers and exports know plain ones alone."""
+    """Whether the linear layers of a network may keep packed weights, which compilers and exports do not know."""
     for module in network.modules():
         if isinstance(module, PackedLinear):
             module.may_pack = allowed
