@@ -246,7 +246,11 @@ def exported(network: nn.Module, pixels: Tensor) -> ExportedProgram:
             # OpenVINO reads the memory of a bfloat16 tensor without regard to its strides.
             parameter.data = parameter.data.contiguous()
         network(pixels)  # positional terms are worked out for the size, and become constants
-        return torch.export.export(network, (pixels,), strict=False)
+        program = torch.export.export(network, (pixels,), strict=False)
+        for name, value in program.state_dict.items():
+            if isinstance(value, nn.Parameter):  # the network's own, which gets its strides back
+                program.state_dict[name] = nn.Parameter(value.data, requires_grad=False)
+        return program
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise D2LSError(f"the network has no graph that could be exported: {reason}; try --backend torch") from error

@@ -113,6 +113,17 @@ def test_the_graph_of_a_convnext_is_the_network(backbone: str) -> None:
     assert torch.equal(network(pixels), expected)
 
 
+@pytest.mark.parametrize("backbone", ["convnext_tiny", "resnet18"])
+def test_openvino_is_the_network_in_bfloat16_too(backbone: str) -> None:
+    """Of backbones with convolutions of more than a pixel in bfloat16, whose weights are channels-last."""
+    network, pixels = small(backbone, torch.bfloat16), torch.randn(1, 3, 64, 64)
+    expected, plain = network(pixels), small(backbone)(pixels)
+    found = runner(installed("openvino"), network)(pixels)
+    tolerance = 4 * float((expected - plain).abs().max())
+    assert tolerance < float(plain.std())
+    torch.testing.assert_close(found, plain, rtol=0, atol=tolerance)
+
+
 def test_weights_are_not_packed_for_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda network: network)
     network, pixels = small("convnext_tiny"), torch.randn(1, 3, 64, 64)
