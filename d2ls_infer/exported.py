@@ -25,7 +25,7 @@ from d2ls_infer.options import PredictOptions
 from d2ls_infer.segmenter import D2LSSegmenter, choose_device, precision_of, predict_array, warn_of_values
 from d2ls_infer.smoothing import mean_of_cells, smoothed
 from d2ls_infer.tiling import TileGrid
-from d2ls_infer.weights import WeightsFile, warn_of_terms
+from d2ls_infer.weights import WeightsFile, load_network, warn_of_terms
 
 T = TypeVar("T")
 
@@ -108,8 +108,12 @@ def export_model(
     if weights.path.suffix in RUNTIMES:
         raise UsageError(f"{weights.path} is an exported file; a weights file is wanted")
     warn_of_terms(weights)
+    network = load_network(weights.path, weights.description)
+    network.encoder.float32_on_cpu |= int8  # in bfloat16 int8 is made of it wrongly, by NNCF
+    about: dict[str, Any] = {"name": weights.name, "sha256": weights.sha256, "reference": weights.reference}
     segmenter, exact = (
-        D2LSSegmenter.of(weights, device="cpu", precision=dtype, smooth=smooth) for dtype in (precision, "float32")
+        D2LSSegmenter(network, weights.description, device="cpu", precision=dtype, smooth=smooth, **about)
+        for dtype in (precision, "float32")
     )
     program = exported(Whole(segmenter).eval(), torch.zeros(1, len(segmenter.bands), tile_size, tile_size))
     metadata = metadata_of(segmenter, tile_size, int8=int8)

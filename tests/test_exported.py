@@ -14,12 +14,13 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from d2ls_infer import backends, load_model, predict_raster
+from d2ls_infer import backends, exported, load_model, predict_raster
 from d2ls_infer.cli import main
 from d2ls_infer.errors import D2LSError, OutputExistsError, UsageError, WeightsError
 from d2ls_infer.exported import ENDINGS, Agreement, check_export, evenly, export_model, sample_tiles
 from d2ls_infer.graphs import GraphFile, read_metadata
 from d2ls_infer.manifest import ModelDescription
+from d2ls_infer.nn import D2LS, D2LSConfig, weights_of
 from d2ls_infer.raster import read_array
 from d2ls_infer.smoothing import smoothed
 from d2ls_infer.weights import find_weights, save_weights
@@ -147,6 +148,33 @@ def test_a_file_may_leave_scores_raw(tiny_weights: Path, tmp_path: Path) -> None
     for smooth in (True, False):
         expected = load_model(tiny_weights, device="cpu", smooth=smooth).score(batch)
         torch.testing.assert_close(load_model(path, smooth=smooth).score(batch), expected, rtol=0, atol=1e-3)
+
+
+def test_int8_is_made_of_an_encoder_in_float32(
+    tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    network = D2LS(D2LSConfig(backbone="resnet18", num_classes=4, embed_dim=32, stages=1))
+    description = replace(find_weights(tiny_weights).description, config=network.config.to_dict())
+    save_weights(tmp_path / "resnet.safetensors", weights_of(network), description)
+    given: list[Any] = []
+
+    def quantised(model: Any, tiles: Any) -> Any:
+        given.append(model)
+        return model
+
+    monkeypatch.setattr(exported, "quantised", quantised)
+    monkeypatch.setattr(exported, "find_spec", lambda name: name)  # nncf, of which nothing is wanted here
+    weights, tiles = find_weights(tmp_path / "resnet.safetensors"), [torch.zeros(1, 3, SIDE, SIDE)]
+    export_model(
+        weights, tmp_path / "a.xml", file_format="openvino", precision="bfloat16", tile_size=SIDE, int8=True,
+        calibrate=tiles,
+    )  # fmt: skip
+    operations = given[0].get_ordered_ops()
+    types = {kind: {str(op.get_element_type()) for op in operations if op.get_type_name() == kind}
+             for kind in ("Convolution", "MatMul")}  # fmt: skip
+    assert types["Convolution"] == {"<Type: 'float32'>"}
+    assert "<Type: 'bfloat16'>" in types["MatMul"]
 
 
 def test_a_file_of_before_smoothing_is_smoothed_after_it(

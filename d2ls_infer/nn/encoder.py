@@ -21,7 +21,8 @@ SLOW_IN_BFLOAT16 = ("efficientnet", "mobilenet")
 class Encoder(nn.Module):
     """(B, C, H, W) pixels, H and W multiples of 32 -> E0 (B, C', H/4, W/4) and F4 (B, C4, H/32, W/32).
 
-    `channels` are the backbone's widths C1..C4. On a CPU some backbones stay in float32 under autocast.
+    `channels` are the backbone's widths C1..C4. `float32_on_cpu`: whether a CPU runs the backbone in float32 under
+    autocast too, as those that are slow in bfloat16 there.
     """
 
     def __init__(self, backbone: str, embed_dim: int, *, in_channels: int = 3, pretrained: bool = False) -> None:
@@ -31,7 +32,7 @@ class Encoder(nn.Module):
         self.levels = tuple(strides.index(stride) for stride in STRIDES)
         self.channels = tuple(channels[level] for level in self.levels)
         self.channels_last_output = str(getattr(self.backbone, "output_fmt", "")).endswith("NHWC")
-        self.slow_in_bfloat16 = any(family in backbone for family in SLOW_IN_BFLOAT16)
+        self.float32_on_cpu = any(family in backbone for family in SLOW_IN_BFLOAT16)
         self.mapping = nn.ModuleList(nn.Conv2d(width, embed_dim, 1) for width in self.channels)
         self.aggregator = nn.Conv2d(len(self.channels) * embed_dim, embed_dim, 1, bias=False)
 
@@ -63,7 +64,7 @@ class Encoder(nn.Module):
 
     def backbone_features(self, pixels: Tensor) -> list[Tensor]:
         """The raw stage outputs F1..F4, each (B, Ci, H/stride, W/stride)."""
-        if self.slow_in_bfloat16 and pixels.device.type == "cpu":
+        if self.float32_on_cpu and pixels.device.type == "cpu":
             with torch.autocast(pixels.device.type, enabled=False):
                 features = self.backbone(pixels.to(next(self.backbone.parameters()).dtype))
         else:

@@ -166,6 +166,5 @@ class FoldedDictionary(nn.Module):
 def without_mapping(encoder: Encoder, in_channels: int, dtype: torch.dtype) -> Encoder:
     """The encoder itself, without mapping and aggregator, and its backbone ready to run."""
     del encoder.mapping, encoder.aggregator
-    # Backbones that are slow in bfloat16 run in float32 on a CPU.
-    encoder.backbone = folded_backbone(encoder.backbone, in_channels, None if encoder.slow_in_bfloat16 else dtype)
+    encoder.backbone = folded_backbone(encoder.backbone, in_channels, None if encoder.float32_on_cpu else dtype)
     return encoder

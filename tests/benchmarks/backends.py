@@ -39,6 +39,7 @@ def runs_of(
         if backend in wanted and is_installed(backend):
             found[f"{backend} {str(dtype).removeprefix('torch.')}"] = runner(backend, fold(network, dtype))
     if int8:
+        network.encoder.float32_on_cpu = True  # as `export_model` has it
         for dtype in (torch.float32, torch.bfloat16):
             with tempfile.TemporaryDirectory() as folder:
                 model: OpenVINO = write_openvino(
